@@ -1,0 +1,35 @@
+"""The two kinds of trouble a user can cause. Everything else is a bug and keeps its traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake in a command, a config or a file layout.
+
+    The message is one sentence that names the file or key, what was expected and found, and the
+    fix. Command lines print it without a traceback and exit with code 2.
+    """
+
+
+class BadFrame(Exception):
+    """One raw frame that cannot be used (corrupt file, wrong shape, no valid depth).
+
+    Packing skips the frame, counts it under ``reason`` and lists it. ``reason`` is a short phrase
+    shared by all frames with the same trouble ("image unreadable"); ``detail`` is specific.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a command line's ``main`` and exit; a ``UserError`` becomes one line and exit code 2."""
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code or 0)

@@ -1,0 +1,140 @@
+"""The data that flows through flatdepth, and the one legend of its shapes, units and frames.
+
+Pixel coordinates
+    ``u`` runs right and ``v`` runs down. The centre of the pixel in column ``i`` and row ``j`` is
+    at ``(u, v) = (i + 0.5, j + 0.5)``; the image covers ``[0, W] x [0, H]``. Resizing by a factor
+    ``s`` therefore maps ``u`` to ``s * u`` with no offset, and cropping subtracts the corner.
+    Files that state intrinsics for pixel centres at integers (TUM, Kinect and OpenCV style) get
+    ``+0.5`` on ``cx`` and ``cy`` when they are read.
+
+Camera
+    Right-handed: x right, y down, z forward along the optical axis, in metres. A pixel's ray is
+    ``K_px^-1 @ (u, v, 1)``, whose third component is exactly 1 because ``K_px`` is upper
+    triangular with ``K_px[2, 2] = 1``.
+
+Depth
+    ``depth_m`` is always *planar* z in metres, never the distance along the ray. ``NaN`` means
+    unknown and ``+inf`` means sky or beyond the sensor's range.
+
+Planes
+    A plane with unit normal ``n`` at distance ``d`` (``n . X = d``) is written as
+    ``m = n / d`` in 1/m, so that ``1/z = m . ray``: inverse depth is affine in pixel coordinates.
+    This law makes planar truth, fits planes and measures flatness everywhere in the project.
+
+Shape letters: B batch, K pastes per image, H rows, W columns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Region(IntEnum):
+    """What a pixel of a batch shows; the values of ``Batch.region``."""
+
+    BACKGROUND = 0
+    MIRROR = 1
+    ART = 2
+    FRAME = 3
+    DECOY = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthCodes:
+    """Depth as the source stored it, bit for bit, with what the codes mean.
+
+    Attributes:
+        codes: (H, W) uint16 or float16.
+        quantity: ``"z"`` for planar depth, ``"distance"`` for the Euclidean distance to the
+            optical centre (Hypersim); distances become z when decoded.
+        scale_m: metres per code (0.001 for mm, 0.01 for cm, 1/256, 1/5000, 1.0 for metres).
+            Unused when ``log_range_m`` is set.
+        hole: the code that means "unknown", or None. NaN always means unknown for float16.
+        sky: the code that means "sky or beyond range", or None.
+        log_range_m: (near, far) in metres for the logarithmic code of float32 sources:
+            ``z = near * (far / near) ** ((code - 1) / 65533)`` for codes 1..65534.
+    """
+
+    codes: NDArray[np.uint16] | NDArray[np.float16]
+    quantity: Literal["z", "distance"] = "z"
+    scale_m: float = 1.0
+    hole: int | None = None
+    sky: int | None = None
+    log_range_m: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawFrame:
+    """One frame as a reader found it: what packing writes and what decoding starts from.
+
+    Attributes:
+        key: unique in its dataset, '/'-separated, its last part without dots
+            (``ai_001_001/cam_00/0000``); becomes the tar member name.
+        dataset: short name (``hypersim``, ``vkitti2``, ``nyu``, ``rooms`` or the user's own).
+        scene: the unit of every split; frames of one scene never cross a split.
+        image: the bytes of an image file, the source's own wherever possible.
+        image_ext: ``jpg``, ``png`` or ``webp``.
+        width, height: of the image, in pixels.
+        depth: the depth codes, or None for a picture of an art collection.
+        K_px: (3, 3) float64 intrinsics (see the legend), or None for a picture.
+        split: the dataset's official partition (``train``, ``val``, ``test``), "" if it has none.
+        meta: JSON values carried along (camera, source path, ...).
+    """
+
+    key: str
+    dataset: str
+    scene: str
+    image: bytes
+    image_ext: str
+    width: int
+    height: int
+    depth: DepthCodes | None = None
+    K_px: NDArray[np.float64] | None = None
+    split: str = ""
+    meta: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One decoded frame.
+
+    Attributes:
+        image: (H, W, 3) uint8 sRGB.
+        depth_m: (H, W) float32 planar z in metres; NaN unknown, +inf sky.
+        K_px: (3, 3) float64 intrinsics.
+        key, dataset, scene, meta: as in ``RawFrame``.
+    """
+
+    image: NDArray[np.uint8]
+    depth_m: NDArray[np.float32]
+    K_px: NDArray[np.float64]
+    key: str
+    dataset: str
+    scene: str
+    meta: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What the paste stage takes and gives, and what the model is trained on.
+
+    Attributes:
+        image: (B, 3, H, W) float32 sRGB in 0..1.
+        depth_m: (B, 1, H, W) float32 planar z in metres, 0 where not ``valid``.
+        valid: (B, 1, H, W) bool, where ``depth_m`` is known and in range.
+        region: (B, 1, H, W) uint8, values of ``Region``.
+        K_px: (B, 3, 3) float64 intrinsics.
+        sample: (B,) int64 identity of each sample in the data set.
+    """
+
+    image: Tensor
+    depth_m: Tensor
+    valid: Tensor
+    region: Tensor
+    K_px: Tensor
+    sample: Tensor
