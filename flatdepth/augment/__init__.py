@@ -1,0 +1,1 @@
+"""The paste stage: mirrors and art with exact planar truth."""

@@ -1,0 +1,334 @@
+"""Every knob of a training run. Frozen dataclasses; the text under a field is its documentation.
+
+``train.py --help`` prints it, ``--print_config`` writes a complete config file.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flatdepth.errors import UserError
+
+PATCH = 14
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _require_range(name: str, value: tuple[float, float], low: float, high: float) -> None:
+    _require(
+        low <= value[0] <= value[1] <= high,
+        f"{name}: expected two numbers in [{low:g}, {high:g}], the smaller first, got {value}",
+    )
+
+
+def _require_share(name: str, value: float) -> None:
+    _require(0 <= value <= 1, f"{name}: expected a share between 0 and 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetConfig:
+    """One shard set of the training mixture."""
+
+    path: str
+    """Directory or URL of a shard set (with its index.json), as written by tools/pack.py."""
+    weight: float = 1.0
+    """Relative share of the samples that come from this set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which frames are trained and validated on, and how they are cut."""
+
+    train: list[SetConfig] = field(default_factory=list)
+    """Shard sets to train on, mixed by weight."""
+    val: list[str] = field(default_factory=list)
+    """Shard sets to validate on; empty: scenes held out of the training sets."""
+    art: list[str] = field(default_factory=list)
+    """Shard sets of pictures to hang; empty: no art is pasted."""
+    val_share: float = 0.2
+    """Share of each training set's scenes held out for validation where `val` is empty and the
+    set has no official split."""
+    split_seed: int = 0
+    """Selects the held-out scenes."""
+    height: int = 518
+    """Rows of the network's input, in pixels; a multiple of 14."""
+    width: int = 518
+    """Columns of the network's input, in pixels; a multiple of 14."""
+    crop: tuple[float, float] = (0.7, 1.0)
+    """Range of the training crop's side, as a share of the largest crop with the input's aspect."""
+    flip: float = 0.5
+    """Probability of a left-right flip in training."""
+    min_depth_m: float = 0.1
+    """Nearer pixels are not valid, in metres."""
+    threads: int = 4
+    """Threads that read, decode and plan."""
+    prefetch: int = 4
+    """Micro-batches prepared ahead."""
+
+    def __post_init__(self) -> None:
+        for name, size in (("height", self.height), ("width", self.width)):
+            _require(
+                size > 0 and size % PATCH == 0,
+                f"data.{name}: expected a positive multiple of {PATCH}, got {size}; the nearest is "
+                f"{max(PATCH, round(size / PATCH) * PATCH)}",
+            )
+        _require_share("data.val_share", self.val_share)
+        _require_share("data.flip", self.flip)
+        _require_range("data.crop", self.crop, 0.1, 1.0)
+        _require(self.min_depth_m > 0, f"data.min_depth_m: must be > 0, got {self.min_depth_m}")
+        _require(self.threads > 0, f"data.threads: must be at least 1, got {self.threads}")
+        _require(self.prefetch > 0, f"data.prefetch: must be at least 1, got {self.prefetch}")
+        for entry in self.train:
+            _require(entry.weight >= 0, f"data.train: weight of {entry.path} must be >= 0")
+        _require(
+            not self.train or any(entry.weight > 0 for entry in self.train),
+            "data.train: give at least one set a weight above 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasteConfig:
+    """Mirrors and art pasted into the batch."""
+
+    share: float = 0.8
+    """Share of the training images that get pastes; the others stay clean."""
+    max_pastes: int = 2
+    """Most pastes in one image; the number is uniform in 1..max_pastes."""
+    start_step: int = 0
+    """First optimiser step with pastes (a curriculum: clean images before)."""
+    mirror: float = 1.0
+    """Relative share of mirrors among the pastes."""
+    art: float = 1.0
+    """Relative share of art among the pastes."""
+    hung: float = 0.8
+    """Probability of trying to hang a paste on a plane found in the depth; if no place is good, or
+    otherwise, it stands in front of what it covers."""
+    area: tuple[float, float] = (0.03, 0.3)
+    """Range of one paste's area with its frame, as a share of the image (log-uniform)."""
+    max_tilt_deg: float = 70.0
+    """Largest angle between a standing paste and the view direction's normal plane, in degrees."""
+    framed: float = 0.8
+    """Probability of a frame around the paste."""
+    frame_width: tuple[float, float] = (0.02, 0.1)
+    """Range of the frame's width, as a share of the paste's shorter side."""
+    thickness_m: tuple[float, float] = (0.01, 0.05)
+    """Range of the distance between a hung paste's surface and its wall, in metres."""
+    plane_tolerance: float = 0.02
+    """Largest relative depth residual of a point that belongs to a wall; also how much nearer than
+    the paste something must be to stay in front of it."""
+    mirror_portion: tuple[float, float] = (0.4, 0.9)
+    """Range of the mirrored portion's side, as a share of the largest that fits in half the image."""
+
+    def __post_init__(self) -> None:
+        _require_share("paste.share", self.share)
+        _require_share("paste.hung", self.hung)
+        _require_share("paste.framed", self.framed)
+        _require(
+            self.max_pastes > 0,
+            f"paste.max_pastes: must be at least 1, got {self.max_pastes}; for no pastes set "
+            "paste.share to 0",
+        )
+        _require(
+            self.mirror >= 0 and self.art >= 0 and self.mirror + self.art > 0,
+            "paste.mirror and paste.art: expected shares >= 0 that are not both 0",
+        )
+        _require_range("paste.area", self.area, 1e-4, 1.0)
+        _require_range("paste.frame_width", self.frame_width, 0.0, 0.4)
+        _require_range("paste.thickness_m", self.thickness_m, 0.0, 1.0)
+        _require_range("paste.mirror_portion", self.mirror_portion, 0.05, 1.0)
+        _require(
+            0 <= self.max_tilt_deg <= 80,
+            f"paste.max_tilt_deg: expected 0 to 80, got {self.max_tilt_deg}",
+        )
+        _require(
+            0 < self.plane_tolerance <= 0.2,
+            f"paste.plane_tolerance: expected above 0, at most 0.2, got {self.plane_tolerance}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotometricConfig:
+    """Colour changes over the whole training image, after pasting."""
+
+    share: float = 0.8
+    """Share of the training images whose colours are changed."""
+    brightness: float = 0.2
+    """Largest relative change of brightness."""
+    contrast: float = 0.2
+    """Largest relative change of contrast."""
+    saturation: float = 0.2
+    """Largest relative change of saturation."""
+    gamma: float = 0.2
+    """Largest change of log gamma."""
+    noise: float = 0.02
+    """Largest standard deviation of the added noise, in units of the full range."""
+
+    def __post_init__(self) -> None:
+        for name in ("share", "brightness", "contrast", "saturation", "gamma", "noise"):
+            _require_share(f"photometric.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and the weights it starts from."""
+
+    encoder: Literal["vitt", "vits", "vitb", "vitl", "vitg"] = "vits"
+    """Size of Depth Anything V2; vitt is a tiny one for the quickstart and for tests."""
+    kind: Literal["metric", "relative"] = "metric"
+    """metric: depth in metres; relative: inverse depth up to scale and shift."""
+    max_depth_m: float = 20.0
+    """Largest depth that a metric model can say, in metres (20 indoors, 80 outdoors); farther
+    truth is not valid."""
+    checkpoint: str | None = None
+    """Weights to start from: a .pth or .safetensors file, or a hub id. Null: random weights."""
+    head: Literal["keep", "fresh"] = "keep"
+    """Whether the checkpoint's head is used or initialised anew."""
+    freeze: Literal["none", "encoder", "head"] = "none"
+    """Which part is not trained."""
+    frozen_blocks: int = 0
+    """Encoder blocks from the input on that are not trained."""
+    checkpointing: Literal["none", "encoder", "encoder+head"] = "encoder"
+    """Which activations are recomputed in the backward pass to save memory."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_depth_m > 0, f"model.max_depth_m: must be > 0, got {self.max_depth_m}")
+        _require(
+            self.frozen_blocks >= 0, f"model.frozen_blocks: must be >= 0, got {self.frozen_blocks}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised: SiLog for metric, affine-invariant for relative models."""
+
+    background: float = 1.0
+    """Weight of background pixels."""
+    mirror: float = 1.0
+    """Weight of mirror pixels."""
+    art: float = 1.0
+    """Weight of art pixels."""
+    frame: float = 1.0
+    """Weight of the frames' pixels."""
+    decoy: float = 1.0
+    """Weight of decoy pixels."""
+
+    def __post_init__(self) -> None:
+        for name in ("background", "mirror", "art", "frame", "decoy"):
+            _require(getattr(self, name) >= 0, f"loss.{name}: expected a weight >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 5e-6
+    """Peak learning rate of the encoder."""
+    head_lr_factor: float = 10.0
+    """The head's learning rate as a multiple of the encoder's."""
+    weight_decay: float = 0.01
+    """Weight decay of matrices; biases, norms and embeddings have none."""
+    clip_norm: float = 1.0
+    """Largest gradient norm; larger gradients are scaled down to it."""
+    schedule: Literal["constant", "polynomial", "cosine"] = "polynomial"
+    """Shape of the learning rate over the run's optimiser steps."""
+    warmup: int = 0
+    """Optimiser steps of linear warm-up."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optim.lr: must be > 0, got {self.lr}")
+        _require(self.head_lr_factor > 0, "optim.head_lr_factor: must be > 0")
+        _require(self.weight_decay >= 0, "optim.weight_decay: must be >= 0")
+        _require(self.clip_norm > 0, f"optim.clip_norm: must be > 0, got {self.clip_norm}")
+        _require(self.warmup >= 0, f"optim.warmup: must be >= 0, got {self.warmup}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Validation: every image clean, and the same image with pastes of a fixed seed."""
+
+    every: int = 1000
+    """Optimiser steps between validations; it also runs at the start and at the end."""
+    images: int = 256
+    """Most validation images, evenly spaced over the set; 0: all."""
+    batch: int = 4
+    """Images per forward pass and device."""
+    seed: int = 1
+    """Seed of the pastes."""
+    pictures: int = 6
+    """Rows of the contact sheet saved with each validation."""
+    patience: int = 0
+    """Stop after this many validations in a row without a better `metric`; 0: never."""
+    metric: str = "flat.abs_rel"
+    """What the best checkpoint and early stopping look at, as REGION.METRIC."""
+    clean_guard: float = 0.05
+    """A checkpoint is not the best if AbsRel on clean images is worse by more than this share than
+    at the start (for a model that started from a checkpoint)."""
+
+    def __post_init__(self) -> None:
+        _require(self.every > 0, f"eval.every: must be at least 1, got {self.every}")
+        _require(self.images >= 0, f"eval.images: must be >= 0, got {self.images}")
+        _require(self.batch > 0, f"eval.batch: must be at least 1, got {self.batch}")
+        _require(self.pictures >= 0, f"eval.pictures: must be >= 0, got {self.pictures}")
+        _require(self.patience >= 0, f"eval.patience: must be >= 0, got {self.patience}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. Lengths in metres, steps are optimiser steps, shares between 0 and 1."""
+
+    name: str = "run"
+    """Name of the run; everything it makes is in `runs`/`name`."""
+    runs: str = "runs"
+    """Directory of all runs."""
+    steps: int = 10_000
+    """Optimiser steps."""
+    batch: int = 16
+    """Samples per optimiser step, over all devices."""
+    micro_batch: int = 1
+    """Samples per device and forward pass; the rest of `batch` is accumulated."""
+    precision: Literal["no", "fp16", "bf16"] = "fp16"
+    """Autocast type of the network; on a CPU fp16 is not used and the run says so."""
+    seed: int = 0
+    """Seed of the weights, the order of the samples and everything that is random in them."""
+    save_every: int = 500
+    """Optimiser steps between checkpoints; one is also saved at the end and on SIGTERM."""
+    keep: int = 2
+    """Checkpoints kept besides the best one."""
+    log_every: int = 10
+    """Optimiser steps between lines of the log."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "tensorboard"
+    """Where accelerate sends the metrics."""
+    max_bad_steps: int = 20
+    """Stop after this many optimiser steps in a row with a loss or gradient that is not finite."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the run's newest checkpoint if it has one; never: refuse to touch it."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data."""
+    paste: PasteConfig = field(default_factory=PasteConfig)
+    """Paste stage."""
+    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
+    """Photometric stage."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Model."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Validation."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "micro_batch", "save_every", "keep", "log_every"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name}: must be at least 1, got {value}")
+        _require(
+            self.name not in ("", ".", "..") and "/" not in self.name,
+            f"name: expected a plain directory name, got '{self.name}'",
+        )
+        _require(
+            self.data.min_depth_m < self.model.max_depth_m,
+            f"data.min_depth_m ({self.data.min_depth_m}) must be below model.max_depth_m "
+            f"({self.model.max_depth_m})",
+        )

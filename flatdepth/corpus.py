@@ -1,0 +1,167 @@
+"""Which samples a run trains on, validates on and hangs on the walls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8
+from PIL import Image
+
+from flatdepth.config import DataConfig
+from flatdepth.demo import ensure_demo
+from flatdepth.errors import UserError
+from flatdepth.order import scene_split
+from flatdepth.shards.codec import decode_frame, decode_image
+from flatdepth.shards.read import ShardSet
+from flatdepth.types import Frame
+
+PICTURE_CACHE = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subset:
+    """Some samples of a shard set.
+
+    Attributes:
+        shards: the set.
+        rows: (N,) samples of the set, ascending.
+        first_identity: identity of the set's sample 0 in this run.
+    """
+
+    shards: ShardSet
+    rows: Int64[np.ndarray, " n"]
+    first_identity: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def frame(self, place: int) -> Frame:
+        """Read and decode the sample at a place of the subset."""
+        return decode_frame(self.shards.read(int(self.rows[place])))
+
+    def identity(self, place: int) -> int:
+        """Number of the sample in the run: the same for the same config, whatever the split."""
+        return self.first_identity + int(self.rows[place])
+
+
+class Pictures:
+    """The pictures of all art sets, decoded on demand and kept while they fit the cache."""
+
+    def __init__(self, sets: Sequence[ShardSet]) -> None:
+        self._sets = sets
+        self._starts = np.cumsum([0, *(len(shards) for shards in sets)])
+        sizes = [shards.index.sizes for shards in sets]
+        height, width = np.concatenate([np.zeros((0, 2)), *sizes]).T.astype(np.float64)
+        self._aspects = width / height
+        self._stretched = lru_cache(maxsize=PICTURE_CACHE)(self._stretch)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def aspects(self) -> Float64[np.ndarray, " pictures"]:
+        """Width / height of every picture."""
+        return self._aspects
+
+    def stretched(self, number: int, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture resized to (height, width, 3) without regard to its aspect."""
+        return self._stretched(number, height, width)
+
+    def _stretch(self, number: int, height: int, width: int) -> np.ndarray:
+        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        raw = self._sets[which].read(number - int(self._starts[which]))
+        picture = Image.fromarray(decode_image(raw.image))
+        return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """The opened data of a run.
+
+    Attributes:
+        train: per training set its training samples.
+        weights: their shares of the training stream.
+        val: the samples held out, or those of the validation sets.
+        pictures: what can be hung.
+    """
+
+    train: tuple[Subset, ...]
+    weights: tuple[float, ...]
+    val: tuple[Subset, ...]
+    pictures: Pictures
+
+    def val_places(self, most: int) -> list[tuple[int, int]]:
+        """(subset, place) of at most ``most`` validation samples, evenly spaced; 0: all."""
+        places = [(s, place) for s, subset in enumerate(self.val) for place in range(len(subset))]
+        if most == 0 or len(places) <= most:
+            return places
+        return [places[i] for i in np.linspace(0, len(places) - 1, most).round().astype(int)]
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """Open the shard sets of a run and split them; demo sets are packed on first use.
+
+    The official split of a set is honoured: its ``train`` samples train and its ``val`` samples
+    validate, ``test`` is never touched. Sets without one hold out whole scenes.
+
+    Raises:
+        UserError: no training set, a set of the wrong kind, or nothing left to train or validate
+            on.
+    """
+    if not config.train:
+        raise UserError(
+            "data.train: expected at least one shard set, found none; pack one with tools/pack.py "
+            "and name it as [{path: shards/NAME}]"
+        )
+    train_sets = [_open(entry.path, "depth", "data.train") for entry in config.train]
+    val_sets = [_open(path, "depth", "data.val") for path in config.val]
+    art_sets = [_open(path, "art", "data.art") for path in config.art]
+    starts = np.cumsum([0, *(len(shards) for shards in (*train_sets, *val_sets))])
+    train, held_out = [], []
+    for shards, start in zip(train_sets, starts, strict=False):
+        split = _split(shards, config)
+        for name, subsets in (("train", train), ("val", held_out)):
+            rows = np.flatnonzero(split == name)
+            subsets.append(Subset(shards=shards, rows=rows, first_identity=int(start)))
+    for entry, subset in zip(config.train, train, strict=True):
+        if len(subset) == 0:
+            raise UserError(f"data.train: {entry.path} has no training samples in its split")
+    if val_sets:
+        held_out = [
+            Subset(shards=shards, rows=np.arange(len(shards)), first_identity=int(start))
+            for shards, start in zip(val_sets, starts[len(train_sets) :], strict=False)
+        ]
+    if sum(len(subset) for subset in held_out) == 0:
+        raise UserError(
+            "data.val: nothing to validate on, because no training set has a second scene to hold "
+            "out; name a validation set, for example data.val=[shards/NAME]"
+        )
+    return Corpus(
+        train=tuple(train),
+        weights=tuple(entry.weight for entry in config.train),
+        val=tuple(held_out),
+        pictures=Pictures(art_sets),
+    )
+
+
+def _open(path: str, kind: str, key: str) -> ShardSet:
+    ensure_demo(path)
+    shards = ShardSet.open(path)
+    if shards.index.kind != kind:
+        raise UserError(
+            f"{key}: expected a set of kind '{kind}', but {path} is of kind '{shards.index.kind}'"
+        )
+    return shards
+
+
+def _split(shards: ShardSet, config: DataConfig) -> np.ndarray:
+    official = np.array(shards.index.splits)
+    if (official != "").any() and (config.val or (official == "val").any()):
+        return np.where(official == "", "train", official)
+    scenes = np.array(shards.index.scenes)
+    usable = official != "test"
+    share = 0.0 if config.val else config.val_share
+    held = scene_split(scenes[usable].tolist(), share, config.split_seed)
+    split = np.where(np.isin(scenes, sorted(held)), "val", "train")
+    return np.where(usable, split, "test")

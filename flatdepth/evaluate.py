@@ -1,0 +1,232 @@
+"""Validation: every image clean, and again with mirrors and art of a fixed seed.
+
+Each validation image is evaluated exactly once over all ranks, at the network's input resolution,
+and only per-image rows are gathered, so the figures depend neither on the number of devices nor on
+the batch size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from flatdepth.augment.composite import paste
+from flatdepth.config import TrainConfig
+from flatdepth.corpus import Corpus
+from flatdepth.loader import Sample, in_order, to_device, validation_sample
+from flatdepth.metrics import RegionTable, image_metrics, region_masks
+from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.pictures import (
+    colour_depth,
+    colour_error,
+    colour_region,
+    contact_sheet,
+    depth_limits,
+)
+from flatdepth.types import Batch
+
+ERROR_LIMIT = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The result of one validation.
+
+    Attributes:
+        table: region -> metric -> value, as ``RegionTable.result`` gives it.
+        sheet: contact sheet of a few pasted validation images; None off the main process.
+    """
+
+    table: Mapping[str, Mapping[str, float]]
+    sheet: Image.Image | None
+
+
+def protocol(config: TrainConfig) -> str:
+    """The conditions of the figures, in one sentence."""
+    alignment = (
+        "no alignment"
+        if config.model.kind == "metric"
+        else "scale and shift aligned in inverse depth by least squares over each image"
+    )
+    return (
+        f"{config.model.kind} depth, {alignment}, {config.data.min_depth_m:g} to "
+        f"{config.model.max_depth_m:g} m, central view resized to {config.data.height} x "
+        f"{config.data.width} px, no further crop; mean over images"
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: DepthAnythingV2,
+    corpus: Corpus,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    *,
+    title: str,
+) -> Evaluation:
+    """Evaluate a model on the validation samples; collective over all ranks.
+
+    Args:
+        model: the bare model (not wrapped for data parallelism), on the accelerator's device.
+        title: heading of the contact sheet.
+    """
+    places = corpus.val_places(config.eval.images)
+    shown = set(np.linspace(0, len(places) - 1, config.eval.pictures).round().astype(int).tolist())
+    mine = [
+        (number, pasted)
+        for number in range(accelerator.process_index, len(places), accelerator.num_processes)
+        for pasted in (False, True)
+    ]
+    table = RegionTable()
+    rows: dict[int, _Row] = {}
+    was_training = model.training
+    model.eval()
+
+    def load(task: tuple[int, bool]) -> Sample:
+        subset, place = places[task[0]]
+        return validation_sample(corpus, config, corpus.val[subset], place, pasted=task[1])
+
+    samples = in_order(load, mine, threads=config.data.threads, ahead=4 * config.eval.batch)
+    tasks = iter(mine)
+    for chunk in _chunks(samples, config.eval.batch):
+        chunk_tasks = [next(tasks) for _ in chunk]
+        batch, pred_m = predict_depth(model, chunk, config, accelerator)
+        for position, (number, pasted) in enumerate(chunk_tasks):
+            one = slice(position, position + 1)
+            _add(table, batch, pred_m, one, pasted, config)
+            if pasted and number in shown and accelerator.is_main_process:
+                rows[number] = _row(batch, pred_m, position, chunk[position])
+    model.train(was_training)
+    keys, values = _gather(table, accelerator)
+    whole = RegionTable()
+    whole.merge(keys, values)
+    sheet = _sheet(rows, title) if accelerator.is_main_process and rows else None
+    return Evaluation(table=whole.result(), sheet=sheet)
+
+
+def predict_depth(
+    model: DepthAnythingV2, samples: list[Sample], config: TrainConfig, accelerator: Accelerator
+) -> tuple[Batch, Float[Tensor, "b 1 h w"]]:
+    """The pasted batch and the depth in metres that the model says, aligned if it is relative."""
+    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+    batch, plans, _ = to_device(
+        samples,
+        accelerator.device,
+        depth_range_m=depth_range_m,
+        tolerance=config.paste.plane_tolerance,
+    )
+    batch = paste(batch, plans, depth_range_m=depth_range_m)
+    with accelerator.autocast():
+        prediction = model(batch.image)
+    prediction = prediction.float()
+    if model.kind == "relative":
+        prediction = align_inverse_depth(prediction, batch.depth_m, batch.valid, depth_range_m)
+    return batch, prediction
+
+
+def align_inverse_depth(
+    inverse: Float[Tensor, "b 1 h w"],
+    truth_m: Float[Tensor, "b 1 h w"],
+    valid: Bool[Tensor, "b 1 h w"],
+    depth_range_m: tuple[float, float],
+) -> Float[Tensor, "b 1 h w"]:
+    """Metric depth from relative inverse depth, by the scale and shift that fit 1/truth best.
+
+    Least squares over the valid pixels of each image (Ranftl et al. 2020, MiDaS, eq. 4), in
+    float64. An aligned inverse depth below 1/far becomes far.
+    """
+    weight = valid.double().flatten(1)
+    x = torch.where(valid, inverse, 0.0).double().flatten(1)
+    y = torch.where(valid, 1 / truth_m.double(), 0.0).flatten(1)
+    count = weight.sum(1).clamp_min(1)
+    mean_x, mean_y = (x.sum(1) / count)[:, None], (y.sum(1) / count)[:, None]
+    centred = weight * (x - mean_x)
+    variance = (centred * (x - mean_x)).sum(1).clamp_min(1e-12)
+    scale = ((centred * (y - mean_y)).sum(1) / variance)[:, None, None, None]
+    aligned = scale * (inverse.double() - mean_x[..., None, None]) + mean_y[..., None, None]
+    near, far = depth_range_m
+    return aligned.clamp(1 / far, 1 / near).reciprocal().float()
+
+
+def _chunks(samples, size: int):  # type: ignore[no-untyped-def]
+    chunk: list[Sample] = []
+    for sample in samples:
+        chunk.append(sample)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _add(
+    table: RegionTable,
+    batch: Batch,
+    pred_m: Tensor,
+    one: slice,
+    pasted: bool,
+    config: TrainConfig,
+) -> None:
+    masks = region_masks(batch.region[one], batch.valid[one], pasted=pasted)
+    for name, mask in masks.items():
+        values, pixels = image_metrics(
+            pred_m[one],
+            batch.depth_m[one],
+            mask,
+            min_m=config.data.min_depth_m,
+            max_m=config.model.max_depth_m,
+        )
+        table.add(batch.sample[one].cpu(), name, values.cpu(), pixels.cpu())
+
+
+def _gather(table: RegionTable, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    keys, values = (part.to(accelerator.device) for part in table.state())
+    keys = accelerator.gather(accelerator.pad_across_processes(keys, pad_index=-1))
+    values = accelerator.gather(accelerator.pad_across_processes(values))
+    return keys.cpu(), values.cpu()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    panels: list[np.ndarray]
+    title: str
+    limits_m: tuple[float, float]
+
+
+def _row(batch: Batch, pred_m: Tensor, position: int, sample: Sample) -> _Row:
+    image = (batch.image[position].movedim(0, -1) * 255).round().to(torch.uint8).cpu().numpy()
+    valid = batch.valid[position, 0].cpu().numpy()
+    truth = np.where(valid, batch.depth_m[position, 0].cpu().numpy(), np.float32(np.nan))
+    prediction = pred_m[position, 0].cpu().numpy()
+    low, high = depth_limits(truth, valid)
+    kinds = ", ".join(
+        f"{'hung' if paste.hung else 'standing'} {paste.kind.name.lower()}" for paste in sample.plan
+    )
+    return _Row(
+        panels=[
+            image,
+            colour_depth(truth, low_m=low, high_m=high),
+            colour_depth(prediction, low_m=low, high_m=high),
+            colour_error(prediction, truth, valid, ERROR_LIMIT),
+            colour_region(image, batch.region[position, 0].cpu().numpy()),
+        ],
+        title=f"{sample.frame.key}\n{kinds}",
+        limits_m=(low, high),
+    )
+
+
+def _sheet(rows: Mapping[int, _Row], title: str) -> Image.Image:
+    ordered = [rows[number] for number in sorted(rows)]
+    return contact_sheet(
+        [row.panels for row in ordered],
+        ["image", "truth", "prediction", "relative error", "region"],
+        [row.title for row in ordered],
+        title=title,
+        limits_m=[row.limits_m for row in ordered],
+        error_limit=ERROR_LIMIT,
+    )

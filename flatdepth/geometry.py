@@ -1,0 +1,265 @@
+"""Rays, inverse-depth planes, views and depth resampling. Conventions: ``flatdepth.types``."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+EDGE_RATIO = 1.05
+
+
+def pixel_rays(
+    K_px: Float64[np.ndarray, "3 3"], u: Float64[np.ndarray, "..."], v: Float64[np.ndarray, "..."]
+) -> Float64[np.ndarray, "... 3"]:
+    """Rays ``K_px^-1 (u, v, 1)`` through pixel coordinates; the third component is 1."""
+    return np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(K_px).T
+
+
+def fit_plane(
+    rays: Float64[np.ndarray, "n 3"], inverse_depth: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " 3"]:
+    """Least-squares ``m`` (1/m) with ``inverse_depth = rays @ m``; the smallest such m if n < 3."""
+    return np.linalg.lstsq(rays, inverse_depth, rcond=None)[0]
+
+
+def fit_plane_trimmed(
+    rays: Float64[np.ndarray, "n 3"], inverse_depth: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " 3"]:
+    """``fit_plane`` without the points beyond three robust standard deviations, twice.
+
+    The deviation is estimated from the median absolute residual (1.4826 MAD, Hampel 1974), so a
+    minority of points of another surface, as at the foot of a wall, does not tilt the plane.
+    """
+    m = fit_plane(rays, inverse_depth)
+    for _ in range(2):
+        residual = np.abs(inverse_depth - rays @ m)
+        kept = residual <= max(3 * 1.4826 * float(np.median(residual)), 1e-9)
+        m = fit_plane(rays[kept], inverse_depth[kept])
+    return m
+
+
+def fit_planes_robust(
+    rays: Float64[np.ndarray, "n 3"],
+    inverse_depth: Float64[np.ndarray, " n"],
+    triples: Float64[np.ndarray, "k 3 3"],
+    triple_values: Float64[np.ndarray, "k 3"],
+    *,
+    tolerance: float,
+    refits: int = 3,
+) -> tuple[Float64[np.ndarray, "k 3"], Bool[np.ndarray, "k n"]]:
+    """Planes through k triples of points, each refitted to its own inliers (locally optimised RANSAC).
+
+    The residual of a point is ``|1/z - m.ray| / (m.ray)``, its relative deviation in depth. The
+    tolerance is annealed from 2x to 1x over the refits (Chum, Matas & Kittler 2003, LO-RANSAC).
+
+    Args:
+        rays: rays of all points with known depth.
+        inverse_depth: their 1/z in 1/m.
+        triples, triple_values: rays and 1/z of three points per hypothesis.
+        tolerance: largest relative residual of an inlier.
+
+    Returns:
+        The planes m and the inliers at ``tolerance``. Degenerate hypotheses have no inliers.
+    """
+    volume = np.linalg.det(triples)
+    usable = np.abs(volume) > 1e-9
+    planes = np.zeros((len(triples), 3))
+    planes[usable] = np.linalg.solve(triples[usable], triple_values[usable][..., None])[..., 0]
+    inliers = _inliers(planes, rays, inverse_depth, 2 * tolerance)
+    outer = rays[:, :, None] * rays[:, None, :]
+    moment = rays * inverse_depth[:, None]
+    for factor in np.linspace(2.0, 1.0, refits):
+        enough = inliers.sum(axis=1) >= 3
+        weights = inliers[enough].astype(np.float64)
+        normal = np.einsum("kn,nij->kij", weights, outer, optimize=True)
+        normal += 1e-12 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(3)
+        planes[enough] = np.linalg.solve(normal, (weights @ moment)[..., None])[..., 0]
+        inliers = _inliers(planes, rays, inverse_depth, factor * tolerance)
+    return planes, inliers
+
+
+def _inliers(
+    planes: np.ndarray, rays: np.ndarray, inverse_depth: np.ndarray, tolerance: float
+) -> np.ndarray:
+    predicted = planes @ rays.T
+    return (predicted > 0) & (np.abs(inverse_depth - predicted) <= tolerance * predicted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rectangle:
+    """A planar rectangle in camera coordinates, in metres.
+
+    Attributes:
+        centre: (3,) its centre.
+        right, up: (3,) orthonormal directions of its sides; ``right x up`` points towards the
+            camera on the side that is seen.
+        width, height: side lengths along ``right`` and ``up``.
+    """
+
+    centre: Float64[np.ndarray, " 3"]
+    right: Float64[np.ndarray, " 3"]
+    up: Float64[np.ndarray, " 3"]
+    width: float
+    height: float
+
+    @property
+    def plane(self) -> Float64[np.ndarray, " 3"]:
+        """``m`` of the rectangle's plane, so that ``1/z = m . ray``."""
+        normal = np.cross(self.right, self.up)
+        return normal / (normal @ self.centre)
+
+    def corners(self) -> Float64[np.ndarray, "4 3"]:
+        """(4, 3) top left, top right, bottom right, bottom left, as the camera sees them."""
+        half_right = 0.5 * self.width * self.right
+        half_up = 0.5 * self.height * self.up
+        offsets = [half_up - half_right, half_up + half_right]
+        offsets += [half_right - half_up, -half_right - half_up]
+        return self.centre + np.stack(offsets)
+
+    def pixel_matrix(self, K_px: Float64[np.ndarray, "3 3"]) -> Float64[np.ndarray, "3 3"]:
+        """A with ``A @ (u, v, 1) = (a, b, 1) / z``.
+
+        ``a`` and ``b`` are the coordinates in metres from the centre along ``right`` and ``up`` of
+        the point that the pixel sees on the rectangle's plane, z its planar depth in metres. So one
+        product gives the place on the surface (the inverse homography) and, in its third row, the
+        exact inverse depth. Derivation: X = z ray, a = right . (X - centre), m . X = 1, hence
+        a/z = (right - (right . centre) m) . ray, and 1/z = m . ray.
+        """
+        m = self.plane
+        rows = np.stack(
+            [
+                self.right - (self.right @ self.centre) * m,
+                self.up - (self.up @ self.centre) * m,
+                m,
+            ]
+        )
+        return rows @ np.linalg.inv(K_px)
+
+
+def project(
+    K_px: Float64[np.ndarray, "3 3"], points: Float64[np.ndarray, "n 3"]
+) -> Float64[np.ndarray, "n 2"]:
+    """Pixel coordinates (u, v) of camera points in metres with z > 0."""
+    image = points @ K_px.T
+    return image[:, :2] / image[:, 2:]
+
+
+def quad_area(corners: Float64[np.ndarray, "4 2"]) -> float:
+    """Area of a simple polygon in px^2 (shoelace formula), positive for either orientation."""
+    x, y = corners.T
+    return 0.5 * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A crop of a source image, resized, possibly mirrored left to right.
+
+    Attributes:
+        top, left, crop_height, crop_width: the crop in source pixels.
+        height, width: the output size.
+        flip: mirror the output left to right.
+    """
+
+    top: int
+    left: int
+    crop_height: int
+    crop_width: int
+    height: int
+    width: int
+    flip: bool = False
+
+    def intrinsics(self, K_px: Float64[np.ndarray, "3 3"]) -> Float64[np.ndarray, "3 3"]:
+        """Intrinsics of the output image.
+
+        Mirroring turns x into -x in the camera frame, so fx stays positive, cx becomes W - cx and
+        the skew changes its sign.
+        """
+        scale_u = self.width / self.crop_width
+        scale_v = self.height / self.crop_height
+        resize = np.array(
+            [[scale_u, 0, -scale_u * self.left], [0, scale_v, -scale_v * self.top], [0, 0, 1.0]]
+        )
+        result = resize @ K_px
+        if self.flip:
+            result[0, 1:] *= -1
+            result[0, 2] += self.width
+        return result
+
+    def source_pixels(
+        self, u: Float64[np.ndarray, "..."], v: Float64[np.ndarray, "..."]
+    ) -> tuple[Float64[np.ndarray, "..."], Float64[np.ndarray, "..."]]:
+        """Source pixel coordinates of output pixel coordinates."""
+        u = self.width - u if self.flip else u
+        source_u = self.left + u * self.crop_width / self.width
+        return source_u, self.top + v * self.crop_height / self.height
+
+
+    def view_pixels(
+        self, u: Float64[np.ndarray, "..."], v: Float64[np.ndarray, "..."]
+    ) -> tuple[Float64[np.ndarray, "..."], Float64[np.ndarray, "..."]]:
+        """Output pixel coordinates of source pixel coordinates."""
+        out_u = (u - self.left) * self.width / self.crop_width
+        out_u = self.width - out_u if self.flip else out_u
+        return out_u, (v - self.top) * self.height / self.crop_height
+
+
+def view_image(image: Float[Tensor, "3 h w"], view: View) -> Float[Tensor, "3 out_h out_w"]:
+    """The view of an image, bilinear with the anti-aliasing filter scaled to the reduction."""
+    rows = slice(view.top, view.top + view.crop_height)
+    columns = slice(view.left, view.left + view.crop_width)
+    crop = image[None, :, rows, columns]
+    if crop.shape[-2:] != (view.height, view.width):
+        size = (view.height, view.width)
+        crop = F.interpolate(crop, size, mode="bilinear", align_corners=False, antialias=True)
+    return (crop.flip(-1) if view.flip else crop)[0].clamp(0, 1)
+
+
+def view_depth(depth_m: Float[Tensor, "h w"], view: View) -> Float[Tensor, "out_h out_w"]:
+    """The view of a planar depth map in metres (NaN unknown, +inf sky).
+
+    Interpolates bilinearly in inverse depth, where planes are affine (bilinear interpolation of z
+    errs by 2e-3 relative on a slanted plane), and takes the nearest pixel where the four
+    neighbours are not all finite or differ by more than 5 %: depth edges stay sharp and nothing is
+    invented between two surfaces.
+    """
+    height, width = depth_m.shape
+    device = depth_m.device
+    out_u = torch.arange(view.width, device=device, dtype=torch.float64) + 0.5
+    out_v = torch.arange(view.height, device=device, dtype=torch.float64) + 0.5
+    out_u = view.width - out_u if view.flip else out_u
+    u = view.left + out_u * (view.crop_width / view.width)
+    v = view.top + out_v * (view.crop_height / view.height)
+    column, weight_u = _neighbours(u, width)
+    row, weight_v = _neighbours(v, height)
+    corners = torch.stack(
+        [depth_m[row[j]][:, column[i]] for j in (0, 1) for i in (0, 1)]
+    )  # (4, out_h, out_w): top left, top right, bottom left, bottom right
+    smooth = corners.isfinite().all(0)
+    smooth &= corners.amax(0) <= EDGE_RATIO * corners.amin(0)
+    weights = torch.stack(
+        [weight_v[j][:, None] * weight_u[i][None, :] for j in (0, 1) for i in (0, 1)]
+    ).to(depth_m.dtype)
+    blended = 1 / (weights / torch.where(smooth, corners, 1.0)).sum(0)
+    nearest_row = (v.floor().long()).clamp(0, height - 1)
+    nearest_column = (u.floor().long()).clamp(0, width - 1)
+    return torch.where(smooth, blended, depth_m[nearest_row][:, nearest_column])
+
+
+def _neighbours(x: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Indices and weights of two neighbouring pixel centres; linear extrapolation at the border."""
+    low = (x - 0.5).floor().clamp(0, size - 2)
+    weight = x - 0.5 - low
+    return (low.long(), low.long() + 1), (1 - weight, weight)
+
+
+def pixel_grid(height: int, width: int, device: torch.device) -> Float[Tensor, "h w 3"]:
+    """Homogeneous coordinates (u, v, 1) of all pixel centres, float32."""
+    v, u = torch.meshgrid(
+        torch.arange(height, device=device, dtype=torch.float32) + 0.5,
+        torch.arange(width, device=device, dtype=torch.float32) + 0.5,
+        indexing="ij",
+    )
+    return torch.stack([u, v, torch.ones_like(u)], dim=-1)

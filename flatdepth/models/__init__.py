@@ -1,0 +1,1 @@
+"""Depth models and their weight files."""

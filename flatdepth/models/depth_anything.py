@@ -1,0 +1,519 @@
+"""Depth Anything V2: a DINOv2 vision transformer with a DPT head, metric or relative.
+
+Written from the papers (Oquab et al. 2023, "DINOv2"; Ranftl et al. 2021, "Vision Transformers for
+Dense Prediction"; Yang et al. 2024, "Depth Anything V2") and from the key names and shapes of the
+official checkpoints, which load here with ``strict=True`` and ours there.
+
+Shapes: b batch, n tokens, d embedding width, h and w pixels, rows and cols patches of 14 pixels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flatdepth.errors import UserError
+
+PATCH = 14
+GRID = 37
+"""Patches along each side of the position embedding: training pictures were 518 pixels wide."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Kind = Literal["metric", "relative"]
+Checkpointing = Literal["none", "encoder", "encoder+head"]
+
+UNUSED = (
+    "pretrained.mask_token",
+    "depth_head.scratch.refinenet4.resConfUnit1.conv1.weight",
+    "depth_head.scratch.refinenet4.resConfUnit1.conv1.bias",
+    "depth_head.scratch.refinenet4.resConfUnit1.conv2.weight",
+    "depth_head.scratch.refinenet4.resConfUnit1.conv2.bias",
+)
+"""Tensors of the official checkpoints that no forward pass reads, so they never get a gradient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderSpec:
+    """The sizes of one model.
+
+    Attributes:
+        embed_dim: width of a token.
+        depth: number of transformer blocks.
+        heads: attention heads per block.
+        taken: the four blocks, counted from 0, whose output the head reads, shallow to deep.
+        features: channels of the head's fusion path.
+        out_channels: channels of the head's four levels before fusion, fine to coarse.
+        swiglu: gated feed-forward layers (DINOv2 giant) in place of the two-layer perceptron.
+    """
+
+    embed_dim: int
+    depth: int
+    heads: int
+    taken: tuple[int, int, int, int]
+    features: int
+    out_channels: tuple[int, int, int, int]
+    swiglu: bool = False
+
+
+ENCODERS = {
+    "vitt": EncoderSpec(
+        embed_dim=128,
+        depth=6,
+        heads=4,
+        taken=(1, 2, 4, 5),
+        features=32,
+        out_channels=(24, 48, 96, 128),
+    ),
+    "vits": EncoderSpec(
+        embed_dim=384,
+        depth=12,
+        heads=6,
+        taken=(2, 5, 8, 11),
+        features=64,
+        out_channels=(48, 96, 192, 384),
+    ),
+    "vitb": EncoderSpec(
+        embed_dim=768,
+        depth=12,
+        heads=12,
+        taken=(2, 5, 8, 11),
+        features=128,
+        out_channels=(96, 192, 384, 768),
+    ),
+    "vitl": EncoderSpec(
+        embed_dim=1024,
+        depth=24,
+        heads=16,
+        taken=(4, 11, 17, 23),
+        features=256,
+        out_channels=(256, 512, 1024, 1024),
+    ),
+    "vitg": EncoderSpec(
+        embed_dim=1536,
+        depth=40,
+        heads=24,
+        taken=(9, 19, 29, 39),
+        features=384,
+        out_channels=(1536, 1536, 1536, 1536),
+        swiglu=True,
+    ),
+}
+"""The four official sizes, and ``vitt``: ours, trained from scratch for quickstarts on a CPU."""
+
+
+class DepthAnythingV2(nn.Module):
+    """Depth Anything V2.
+
+    Args:
+        encoder: a key of ``ENCODERS``.
+        kind: ``"metric"`` predicts planar z in metres, ``"relative"`` inverse depth up to an
+            unknown scale and shift. Both have the same tensors.
+        max_depth_m: the metric prediction is ``max_depth_m * sigmoid(logit)``; it belongs to the
+            weights (20 for the official indoor files, 80 for outdoor). Unused when relative.
+        checkpointing: which activations are recomputed in the backward pass instead of kept: those
+            inside each transformer block, and those of the head's five parts too.
+
+    Raises:
+        UserError: the encoder's name is unknown or ``max_depth_m`` is not positive.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(
+        self,
+        encoder: str,
+        *,
+        kind: Kind,
+        max_depth_m: float = 20.0,
+        checkpointing: Checkpointing = "none",
+    ) -> None:
+        super().__init__()
+        if encoder not in ENCODERS:
+            raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}, found {encoder!r}")
+        if not 0 < max_depth_m < math.inf:
+            raise UserError(f"max_depth_m: expected metres above 0, found {max_depth_m}")
+        self.encoder = encoder
+        self.kind: Kind = kind
+        self.max_depth_m = float(max_depth_m)
+        spec = ENCODERS[encoder]
+        self.pretrained = DinoV2(spec, recompute=checkpointing != "none")
+        self.depth_head = DPTHead(spec, recompute=checkpointing == "encoder+head")
+        if kind == "relative":
+            # A ReLU that starts at 0 or below passes no gradient.
+            nn.init.ones_(self.get_parameter("depth_head.scratch.output_conv2.2.bias"))
+        # Not persistent: the official checkpoints do not hold them.
+        for name, value in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+        freeze(self, "none")
+
+    @property
+    def units(self) -> Literal["m", "1/depth"]:
+        """What a prediction is: metres, or inverse depth up to scale and shift."""
+        return "m" if self.kind == "metric" else "1/depth"
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """Predict one value per pixel, at the pixels' own centres.
+
+        Args:
+            image: sRGB in 0..1, h and w multiples of 14; ImageNet normalisation happens here.
+
+        Returns:
+            float32 whatever autocast does: metres in (0, max_depth_m), or inverse depth >= 0.
+
+        Raises:
+            ValueError: h or w is not a positive multiple of 14.
+        """
+        height, width = image.shape[-2:]
+        if not height or not width or height % PATCH or width % PATCH:
+            raise ValueError(f"image is {height}x{width}; both sides must be multiples of {PATCH}")
+        grid = (height // PATCH, width // PATCH)
+        taken = self.pretrained((image.float() - self.image_mean) / self.image_std)
+        # In half precision a sigmoid is exactly 0 below a logit of -18, and its logarithm -inf.
+        logits = self.depth_head(taken, grid).float()
+        return logits.sigmoid() * self.max_depth_m if self.kind == "metric" else logits.relu()
+
+
+class DinoV2(nn.Module):
+    """The encoder: a DINOv2 vision transformer without registers.
+
+    ``forward`` takes a normalised image and returns the patch tokens (b, rows * cols, d) of the
+    four taken blocks, each through the final norm. The class token only takes part in attention.
+    """
+
+    def __init__(self, spec: EncoderSpec, *, recompute: bool = False) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.taken = spec.taken
+        dim = spec.embed_dim
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + GRID * GRID, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.patch_embed = PatchEmbed(dim)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n d"]]:
+        x = self.patch_embed(image)
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        grid = (image.shape[-2] // PATCH, image.shape[-1] // PATCH)
+        x = x + resize_position_embedding(self.pos_embed, grid)
+        taken = []
+        for index, block in enumerate(self.blocks):
+            x = _call(block, x, recompute=self.recompute)
+            if index in self.taken:
+                taken.append(self.norm(x)[:, 1:])
+        return taken
+
+
+def resize_position_embedding(
+    pos_embed: Float[Tensor, "1 m d"], grid: tuple[int, int]
+) -> Float[Tensor, "1 n d"]:
+    """Resample the 37 x 37 position embedding to ``grid`` = (rows, cols); the class token's stays.
+
+    Bicubic (a = -0.75) without antialiasing, float32. The scale handed to the interpolation is
+    (n + 0.1) / 37 along each axis, not n / 37, so output i samples the input at
+    (i + 0.5) * 37 / (n + 0.1) - 0.5. DINOv2 added the 0.1 against sizes that round down; it also
+    moves the samples, so it is kept to predict what the official code predicts.
+    """
+    if grid == (GRID, GRID):
+        return pos_embed
+    dim = pos_embed.shape[-1]
+    patches = pos_embed[:, 1:].float().reshape(1, GRID, GRID, dim).permute(0, 3, 1, 2)
+    scale = [(n + 0.1) / GRID for n in grid]
+    patches = F.interpolate(patches, scale_factor=scale, mode="bicubic", antialias=False)
+    patches = patches.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], dim)
+    return torch.cat((pos_embed[:, :1], patches.to(pos_embed.dtype)), dim=1)
+
+
+class PatchEmbed(nn.Module):
+    """14 x 14 pixels to one token; tokens run row by row."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, PATCH, stride=PATCH)
+        _init(self.proj, 0.02)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        return self.proj(image).flatten(2).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with layer scale on both branches."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        dim = spec.embed_dim
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, spec.heads)
+        self.ls1 = LayerScale(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = SwiGLU(dim) if spec.swiglu else MLP(dim)
+        self.ls2 = LayerScale(dim)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = _linear(dim, 3 * dim)
+        self.proj = _linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class LayerScale(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return x * self.gamma
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = _linear(dim, 4 * dim)
+        self.fc2 = _linear(4 * dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """Shazeer 2020, "GLU Variants Improve Transformer", at two thirds of the MLP's width.
+
+    The width is rounded up to a multiple of 8.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = (4 * dim * 2 // 3 + 7) // 8 * 8
+        self.w12 = _linear(dim, 2 * hidden)
+        self.w3 = _linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class DPTHead(nn.Module):
+    """The head: four maps of tokens at 4, 2, 1 and 1/2 times the patch grid, fused coarse to fine.
+
+    ``forward`` takes the encoder's four lists of tokens, shallow to deep, and the patch grid
+    (rows, cols); it returns logits (b, 1, 14 rows, 14 cols). It runs in five parts, four fusions
+    and the output, which are the units of recomputation.
+    """
+
+    def __init__(self, spec: EncoderSpec, *, recompute: bool = False) -> None:
+        super().__init__()
+        self.recompute = recompute
+        c1, c2, _, c4 = spec.out_channels
+        self.projects = nn.ModuleList(_conv(spec.embed_dim, c, 1) for c in spec.out_channels)
+        self.resize_layers = nn.ModuleList(
+            (_upsample(c1, 4), _upsample(c2, 2), nn.Identity(), _conv(c4, c4, 3, stride=2))
+        )
+        self.scratch = Scratch(spec)
+
+    def forward(
+        self, taken: Sequence[Float[Tensor, "b n d"]], grid: tuple[int, int]
+    ) -> Float[Tensor, "b 1 h w"]:
+        rows, cols = grid
+        path: Tensor | None = None
+        for level in (4, 3, 2, 1):
+            # Every fusion ends at the resolution of the next finer level, the last one beyond it.
+            zoom = 2 ** (4 - level)
+            size = (zoom * rows, zoom * cols)
+            tokens = taken[level - 1]
+            path = _call(self._fuse, level, tokens, grid, path, size, recompute=self.recompute)
+        return _call(self._output, path, grid, recompute=self.recompute)
+
+    def _fuse(
+        self,
+        level: int,
+        tokens: Float[Tensor, "b n d"],
+        grid: tuple[int, int],
+        path: Float[Tensor, "b c h w"] | None,
+        size: tuple[int, int],
+    ) -> Float[Tensor, "b c h2 w2"]:
+        x = self.projects[level - 1](tokens.transpose(1, 2).unflatten(-1, grid))
+        x = self.resize_layers[level - 1](x)
+        x = getattr(self.scratch, f"layer{level}_rn")(x)
+        return getattr(self.scratch, f"refinenet{level}")(x, path, size)
+
+    def _output(
+        self, path: Float[Tensor, "b c h w"], grid: tuple[int, int]
+    ) -> Float[Tensor, "b 1 h2 w2"]:
+        x = self.scratch.output_conv1(path)
+        return self.scratch.output_conv2(_resize(x, (PATCH * grid[0], PATCH * grid[1])))
+
+
+class Scratch(nn.Module):
+    """The head's layers below ``depth_head.scratch``; ``DPTHead`` says how they are used."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        c = spec.features
+        for level, channels in enumerate(spec.out_channels, start=1):
+            self.add_module(f"layer{level}_rn", _conv(channels, c, 3, bias=False))
+        for level in (1, 2, 3, 4):
+            self.add_module(f"refinenet{level}", Fusion(c))
+        self.output_conv1 = _conv(c, c // 2, 3)
+        # The last gain starts the logits within about 1 of their mean: nothing is saturated.
+        self.output_conv2 = nn.Sequential(
+            _conv(c // 2, 32, 3), nn.ReLU(), _conv(32, 1, 1, gain=0.5)
+        )
+
+
+class Fusion(nn.Module):
+    """Adds a level to the coarser path, refines the sum and enlarges it (RefineNet)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out_conv = _conv(channels, channels, 1)
+        self.resConfUnit1 = ResidualConv(channels)
+        self.resConfUnit2 = ResidualConv(channels)
+
+    def forward(
+        self,
+        level: Float[Tensor, "b c h w"],
+        path: Float[Tensor, "b c h w"] | None,
+        size: tuple[int, int],
+    ) -> Float[Tensor, "b c h2 w2"]:
+        x = level if path is None else path + self.resConfUnit1(level)
+        return self.out_conv(_resize(self.resConfUnit2(x), size))
+
+
+class ResidualConv(nn.Module):
+    """Two pre-activated 3 x 3 convolutions beside an identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels, channels, 3, gain=math.sqrt(2))
+        self.conv2 = _conv(channels, channels, 3, gain=math.sqrt(2))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+def freeze(
+    model: DepthAnythingV2, what: Literal["none", "encoder", "head"], first_blocks: int = 0
+) -> None:
+    """Set which parameters train; replaces what an earlier call set.
+
+    The tensors that no forward pass reads (``UNUSED``) are always frozen.
+
+    Args:
+        what: the part to freeze.
+        first_blocks: freezes the patch and position embedding, the class token and that many
+            transformer blocks as well; 0 freezes none of them.
+
+    Raises:
+        UserError: ``first_blocks`` is negative or more than the encoder has.
+    """
+    depth = len(model.pretrained.blocks)
+    if not 0 <= first_blocks <= depth:
+        raise UserError(
+            f"first_blocks: expected 0 to {depth} for {model.encoder}, found {first_blocks}"
+        )
+    prefixes: tuple[str, ...] = ()
+    if what != "none":
+        prefixes += ({"encoder": "pretrained.", "head": "depth_head."}[what],)
+    if first_blocks:
+        stem = ("cls_token", "pos_embed", "patch_embed.")
+        blocks = tuple(f"blocks.{index}." for index in range(first_blocks))
+        prefixes += tuple(f"pretrained.{name}" for name in stem + blocks)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in UNUSED and not name.startswith(prefixes))
+
+
+def parameter_groups(
+    model: DepthAnythingV2, lr: float, head_lr_factor: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """The trainable parameters as groups for AdamW, in a fixed order.
+
+    The head learns at ``lr * head_lr_factor``. Biases, norms, layer scales, the position embedding
+    and the class token do not decay.
+
+    Returns:
+        One dict per non-empty group with ``name``, ``params``, ``lr`` and ``weight_decay``.
+    """
+    groups: list[dict[str, object]] = []
+    for part, module, part_lr in (
+        ("encoder", model.pretrained, lr),
+        ("head", model.depth_head, lr * head_lr_factor),
+    ):
+        trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        still = [(name, p) for name, p in trainable if _never_decays(name, p)]
+        decaying = [(name, p) for name, p in trainable if not _never_decays(name, p)]
+        for suffix, members, decay in (("", decaying, weight_decay), (" no decay", still, 0.0)):
+            if members:
+                params = [p for _, p in members]
+                group = {"name": part + suffix, "params": params, "lr": part_lr}
+                groups.append({**group, "weight_decay": decay})
+    return groups
+
+
+def _never_decays(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 1 or name in ("cls_token", "pos_embed")
+
+
+def _call(function: Callable[..., Tensor], *args: object, recompute: bool) -> Tensor:
+    """Call ``function``, recomputing its activations in the backward pass if asked."""
+    if recompute and torch.is_grad_enabled():
+        # Nothing in the model draws random numbers, so no generator state has to be kept.
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return function(*args)
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    _init(layer, 0.02)
+    return layer
+
+
+def _conv(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = True, gain: float = 1.0
+) -> nn.Conv2d:
+    """A convolution that multiplies the standard deviation by about ``gain`` when it is new.
+
+    After a ReLU, which halves the mean square, ``gain`` sqrt(2) keeps it (He et al. 2015).
+    """
+    layer = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
+    _init(layer, gain / math.sqrt(inputs * kernel * kernel))
+    return layer
+
+
+def _upsample(channels: int, factor: int) -> nn.ConvTranspose2d:
+    layer = nn.ConvTranspose2d(channels, channels, factor, stride=factor)
+    # Kernel and stride are equal: each output pixel sums over the channels of one input pixel.
+    _init(layer, 1 / math.sqrt(channels))
+    return layer
+
+
+def _init(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, std: float) -> None:
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

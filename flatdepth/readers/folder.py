@@ -1,0 +1,283 @@
+"""Any RGB-D frames that lie in files: one image and one depth file per frame."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float64
+from numpy.typing import NDArray
+
+from flatdepth.errors import BadFrame, UserError
+from flatdepth.readers.base import Item, Listing
+from flatdepth.readers.files import (
+    Tree,
+    check_same_size,
+    make_key,
+    pinhole,
+    read_bytes,
+    read_depth_image,
+    read_hdf5,
+    read_image,
+    relative_paths,
+    sort_items,
+)
+from flatdepth.shards.codec import encode_log_u16
+from flatdepth.types import DepthCodes, RawFrame
+
+_NONE = -1
+_ASSUMED_FOV_DEG = 60.0
+_DIRECTORIES = r"(?:(?<=/)|^)\*\*/"
+_WITHIN_NAME = r"\*+|\?|\[!?[^\]/]+\]"
+_WILDCARDS = re.compile(f"{_DIRECTORIES}|(?:{_WITHIN_NAME})+")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderReader:
+    """RGB-D frames found by two patterns.
+
+    An image and a depth file belong together if their wildcards stand for the same text, each
+    run of wildcards for itself: ``color/*.png`` with ``depth/*.pgm`` pairs ``color/12.png`` with
+    ``depth/12.pgm`` and not with ``depth/112.pgm``; ``*/rgb/*.png`` goes with ``*/depth/*.png``,
+    and ``*.png`` with ``*_depth.png`` (what the depth pattern matches is never an image).
+    ``*``, ``?`` and ``[...]`` stay within one directory, ``**/`` is any number of directories.
+
+    Depth files are 16-bit PNG, PGM or TIFF, float32 TIFF, ``.npy`` or ``.h5``/``.hdf5`` with
+    uint16, float16 or float32 values. 16-bit codes are kept bit for bit; float32 becomes
+    logarithmic 16-bit codes.
+    """
+
+    raw: str
+    """Directory or URL that the patterns start from."""
+    image_glob: str
+    """Pattern of the colour images, such as ``color/*.png``."""
+    depth_glob: str
+    """Pattern of the depth files, such as ``depth/*.png``."""
+    depth_scale: float
+    """Metres per unit of depth: 0.001 for millimetres, 0.0002 for TUM files, 1 for metres."""
+    hole: int = 0
+    """The depth code that means "unknown"; -1: there is none. NaN is always unknown."""
+    sky: int = _NONE
+    """The depth code that means "sky or beyond range"; -1: there is none."""
+    quantity: Literal["z", "distance"] = "z"
+    """``z``: depth along the optical axis; ``distance``: distance to the optical centre."""
+    intrinsics: tuple[float, ...] = ()
+    """fx, fy, cx, cy in pixels, cx and cy for pixel centres at integers (OpenCV, TUM)."""
+    half_pixel_centres: bool = False
+    """cx and cy are for pixel centres at integer + 0.5 (the image's corner is 0, 0)."""
+    fov_deg: float = 0.0
+    """Horizontal field of view in degrees, in place of ``intrinsics``; 0: unknown, 60 assumed."""
+    scene_from: str = "parent"
+    """What is a scene, the unit of splits: ``parent`` (an image's directory), a number n (its
+    first n directories), ``file`` (each frame) or ``dataset`` (all frames)."""
+    depth_array: str = "depth"
+    """Name of the depth array in ``.h5`` files."""
+    depth_range: tuple[float, float] = (0.05, 200.0)
+    """Depths in metres outside of this range show a mistake; packing skips such frames."""
+    dataset: str = "folder"
+    """Short name of the data set."""
+
+    def __post_init__(self) -> None:
+        images, depths = (len(_wildcards(g)) for g in (self.image_glob, self.depth_glob))
+        low, high = self.depth_range
+        for good, message in (
+            (
+                images == depths,
+                "image_glob and depth_glob: expected as many runs of wildcards in both, found"
+                f" {images} in {self.image_glob} and {depths} in {self.depth_glob}",
+            ),
+            (
+                self.image_glob != self.depth_glob,
+                f"image_glob and depth_glob are both {self.image_glob}",
+            ),
+            (
+                0 < self.depth_scale < math.inf,
+                f"depth_scale: expected metres per unit above 0, found {self.depth_scale}",
+            ),
+            (
+                self.quantity in ("z", "distance"),
+                f"quantity: expected z or distance, found {self.quantity}",
+            ),
+            (
+                len(self.intrinsics) in (0, 4),
+                f"intrinsics: expected fx,fy,cx,cy, found {len(self.intrinsics)} numbers",
+            ),
+            (
+                all(focal > 0 for focal in self.intrinsics[:2]),
+                f"intrinsics: expected fx and fy above 0, found {self.intrinsics[:2]}",
+            ),
+            (
+                not (self.intrinsics and self.fov_deg),
+                "intrinsics and fov_deg are both given: leave one of them out",
+            ),
+            (0 <= self.fov_deg < 180, f"fov_deg: expected 0 to 180, found {self.fov_deg}"),
+            (0 <= low < high, f"depth_range: expected 0 <= low < high, found {low}, {high}"),
+            (
+                self.scene_from in ("parent", "file", "dataset") or self.scene_from.isdecimal(),
+                f"scene_from: expected parent, file, dataset or a number, found {self.scene_from}",
+            ),
+        ):
+            if not good:
+                raise UserError(message)
+
+    @property
+    def kind(self) -> Literal["depth", "art"]:
+        return "depth"
+
+    @property
+    def depth_range_m(self) -> tuple[float, float]:
+        return self.depth_range
+
+    def list(self) -> Listing:
+        """Find the frames. Warns if the field of view is assumed.
+
+        Files without a partner are excluded. Raises UserError if no image has one.
+        """
+        tree = Tree(self.raw)
+        paths = list(tree.walk())
+        depths = _match(self.depth_glob, paths)
+        images = _match(self.image_glob, set(paths).difference(depths.values()))
+        both = images.keys() & depths.keys()
+        if not both:
+            raise tree.layout_error(
+                f"images {self.image_glob} with depth {self.depth_glob}"
+                f" (matched {len(images)} and {len(depths)} files, no pair)"
+            )
+        if not self.intrinsics and not self.fov_deg:
+            warnings.warn(
+                f"{self.raw}: neither intrinsics nor fov_deg given, assuming a horizontal field"
+                f" of view of {_ASSUMED_FOV_DEG:g} degrees",
+                stacklevel=2,
+            )
+        items = [
+            Item(
+                key=make_key(images[parts]),
+                scene=self._scene(images[parts]),
+                files={"image": tree.url(images[parts]), "depth": tree.url(depths[parts])},
+            )
+            for parts in both
+        ]
+        excluded = [(images[parts], "no depth file") for parts in images.keys() - both]
+        excluded += [(depths[parts], "no image file") for parts in depths.keys() - both]
+        return Listing(items=sort_items(items), excluded=tuple(sorted(excluded)))
+
+    def read(self, item: Item) -> RawFrame:
+        """Read one frame."""
+        picture = read_image(item.files["image"])
+        codes = self._read_depth(item.files["depth"])
+        check_same_size(picture, codes, item.files["depth"])
+        return RawFrame(
+            key=item.key,
+            dataset=self.dataset,
+            scene=item.scene,
+            image=picture.image,
+            image_ext=picture.image_ext,
+            width=picture.width,
+            height=picture.height,
+            depth=self._with_meaning(codes, item.files["depth"]),
+            K_px=self._intrinsics(picture.width, picture.height),
+            split=item.split,
+            meta={
+                "intrinsics_assumed": not self.intrinsics and not self.fov_deg,
+                **relative_paths(Tree(self.raw), item.files),
+            },
+        )
+
+    def _scene(self, image: str) -> str:
+        directories = make_key(image).split("/")[:-1]
+        if self.scene_from == "file":
+            return make_key(image)
+        if self.scene_from == "dataset":
+            directories = []
+        elif self.scene_from != "parent":
+            directories = directories[: int(self.scene_from)]
+        return "/".join(directories) or self.dataset
+
+    def _read_depth(self, url: str) -> NDArray[Any]:
+        extension = Tree(self.raw).path(url).rpartition(".")[2].lower()
+        if extension in ("h5", "hdf5"):
+            return read_hdf5(url, [self.depth_array])[0]
+        if extension == "npy":
+            return _read_npy(url)
+        return read_depth_image(url)
+
+    def _with_meaning(self, codes: NDArray[Any], url: str) -> DepthCodes:
+        hole, sky = (None if code == _NONE else code for code in (self.hole, self.sky))
+        if codes.dtype in (np.uint16, np.float16):
+            return DepthCodes(
+                codes=codes, quantity=self.quantity, scale_m=self.depth_scale, hole=hole, sky=sky
+            )
+        if codes.dtype != np.float32:
+            raise BadFrame("depth is not uint16, float16 or float32", f"{url}: {codes.dtype}")
+        metres = codes * np.float32(self.depth_scale)
+        if hole is not None:
+            metres[codes == hole] = np.nan
+        if sky is not None:
+            metres[codes == sky] = np.inf
+        logarithmic = encode_log_u16(metres)
+        return DepthCodes(
+            codes=logarithmic.codes,
+            quantity=self.quantity,
+            hole=logarithmic.hole,
+            sky=logarithmic.sky,
+            log_range_m=logarithmic.log_range_m,
+        )
+
+    def _intrinsics(self, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
+        if self.intrinsics:
+            fx, fy, cx, cy = self.intrinsics
+            shift = 0.0 if self.half_pixel_centres else 0.5
+            return pinhole(fx, fy, cx + shift, cy + shift)
+        fov = math.radians(self.fov_deg or _ASSUMED_FOV_DEG)
+        focal = width / 2 / math.tan(fov / 2)
+        return pinhole(focal, focal, width / 2, height / 2)
+
+
+def _wildcards(glob: str) -> Sequence[str]:
+    """The runs of wildcards of a pattern; each ``**/`` stands alone."""
+    return _WILDCARDS.findall(glob)
+
+
+def _match(glob: str, paths: Sequence[str] | set[str]) -> dict[tuple[str, ...], str]:
+    """What each run of wildcards stands for -> path.
+
+    The pattern's other text is fixed, so different paths never have the same parts.
+    """
+    literals = _WILDCARDS.split(glob)
+    runs = [f"({_translate(run)})" for run in _wildcards(glob)]
+    pattern = re.escape(literals[0])
+    for run, literal in zip(runs, literals[1:], strict=True):
+        pattern += run + re.escape(literal)
+    matches = (re.fullmatch(pattern, path) for path in paths)
+    return {match.groups(): match[0] for match in matches if match}
+
+
+def _translate(run: str) -> str:
+    """A run of wildcards as a regular expression without groups."""
+    if run == "**/":
+        return "(?:[^/]+/)*"
+    pattern = ""
+    for token in re.findall(_WITHIN_NAME, run):
+        if token.startswith("*"):
+            pattern += "[^/]*"
+        elif token == "?":
+            pattern += "[^/]"
+        else:
+            body = token[1:-1].replace("\\", r"\\")
+            pattern += f"[^/{body[1:]}]" if body.startswith("!") else f"[{body}]"
+    return pattern
+
+
+def _read_npy(url: str) -> NDArray[Any]:
+    data = read_bytes(url)
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # the header is Python text: damage raises nearly anything
+        raise BadFrame("depth unreadable", f"{url}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise BadFrame("depth unreadable", f"{url}: not a single array")
+    return array.astype(array.dtype.newbyteorder("="))

@@ -1,0 +1,174 @@
+"""Checkpoints of a run: written whole or not at all, found again, and checked before they are used.
+
+``<run>/checkpoints/step-00000500/`` holds what accelerate saves (weights, optimiser, scaler and the
+random states) and ``state.json`` with the position, the evaluations, the resolved configuration and
+the versions. The directory is filled under a temporary name, synced to disk and renamed; older
+checkpoints are deleted after that.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from flatdepth.config import TrainConfig
+from flatdepth.errors import UserError
+
+FORMAT = 1
+STATE_FILE = "state.json"
+PACKAGES = ("flatdepth", "torch", "accelerate", "kornia", "numpy")
+
+SAFE_TO_CHANGE = (
+    "runs",
+    "micro_batch",
+    "save_every",
+    "keep",
+    "log_every",
+    "tracker",
+    "max_bad_steps",
+    "resume",
+    "data.threads",
+    "data.prefetch",
+    "model.checkpointing",
+    "eval.batch",
+    "eval.pictures",
+    "eval.patience",
+)
+"""Configuration keys that may differ on resume: they change neither samples nor the recipe."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Where a run stands; everything that resuming needs besides accelerate's own state.
+
+    Attributes:
+        step: optimiser steps taken; the next step's samples follow from it.
+        seconds: training time so far, over all interruptions.
+        bad_steps: optimiser steps in a row that were skipped for a loss that is not finite.
+        skipped_steps: such steps in all.
+        best: value of the chosen metric at the best validation, and its step.
+        stale: validations in a row that were no better.
+        evaluations: as in metrics.json.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    bad_steps: int = 0
+    skipped_steps: int = 0
+    best: dict[str, float] | None = None
+    stale: int = 0
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that the numbers depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    found = sorted((run / "checkpoints").glob("step-*[0-9]"))
+    return found[-1] if found else None
+
+
+def save_checkpoint(
+    accelerator: Accelerator, run: Path, progress: Progress, config: TrainConfig
+) -> Path:
+    """Save the state of a run after an optimiser step; collective over all ranks.
+
+    Returns:
+        The checkpoint's directory.
+    """
+    target = run / "checkpoints" / f"step-{progress.step:08d}"
+    if target.exists():
+        return target
+    temporary = target.with_name(f".{target.name}.tmp")
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        document = {
+            "format": FORMAT,
+            "ranks": accelerator.num_processes,
+            "progress": dataclasses.asdict(progress),
+            "config": dataclasses.asdict(config),
+            "versions": versions(),
+        }
+        (temporary / STATE_FILE).write_text(json.dumps(document, indent=1))
+        for file in sorted(temporary.rglob("*")):
+            _sync(file)
+        _sync(temporary)
+        temporary.rename(target)
+        _sync(target.parent)
+        _prune(target.parent, config.keep)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path, config: TrainConfig) -> Progress:
+    """Bring the prepared model and optimiser to the state of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint is of another format, or was made with a configuration that
+            differs in a key that may not change.
+    """
+    document = json.loads((path / STATE_FILE).read_text())
+    if document["format"] != FORMAT:
+        raise UserError(
+            f"{path}: checkpoint format {document['format']}, this version reads {FORMAT}; "
+            "start a new run with another name"
+        )
+    changed = config_changes(document["config"], _plain(dataclasses.asdict(config)))
+    unsafe = {key: pair for key, pair in changed.items() if key not in SAFE_TO_CHANGE}
+    if unsafe:
+        key, (old, new) = next(iter(unsafe.items()))
+        raise UserError(
+            f"{path} was made with {key}={old}, now it is {new}"
+            + (f" (and {len(unsafe) - 1} more keys differ)" if len(unsafe) > 1 else "")
+            + "; set it back, or start a new run with another name"
+        )
+    accelerator.load_state(str(path))
+    return Progress(**document["progress"])
+
+
+def config_changes(
+    old: Mapping[str, object], new: Mapping[str, object], prefix: str = ""
+) -> dict[str, tuple[object, object]]:
+    """Dotted keys whose values differ, with (old, new)."""
+    changed: dict[str, tuple[object, object]] = {}
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed |= config_changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changed[prefix + key] = (before, after)
+    return changed
+
+
+def _plain(value: dict[str, object]) -> dict[str, object]:
+    """As JSON would give it back: tuples become lists."""
+    plain: dict[str, object] = json.loads(json.dumps(value))
+    return plain
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in sorted(folder.glob("step-*[0-9]"))[:-keep]:
+        shutil.rmtree(old)

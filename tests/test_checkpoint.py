@@ -1,0 +1,512 @@
+"""Weight files: round trips, every recognised layout, every refusal by its message."""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import safetensors
+import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import flatdepth
+from flatdepth.errors import UserError
+from flatdepth.models.checkpoint import load_weights, read_metadata, save_weights
+from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, EncoderSpec
+
+TOTAL = 155
+"""Tensors of ``vitt``: 5 + 6 blocks of 14 + 2 of the final norm + 64 of the head."""
+
+
+def make(seed: int = 0, encoder: str = "vitt", **options: object) -> DepthAnythingV2:
+    torch.manual_seed(seed)
+    return DepthAnythingV2(encoder, **{"kind": "metric", **options})
+
+
+def state(seed: int = 0, encoder: str = "vitt") -> dict[str, Tensor]:
+    """A plain state dict that differs from the initialisation in every tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(t.shape, generator=generator)
+        for name, t in make(encoder=encoder).state_dict().items()
+    }
+
+
+def holds(model: DepthAnythingV2, tensors: dict[str, Tensor]) -> bool:
+    """Whether the model's tensors are these, bit for bit; others are not looked at."""
+    own = model.state_dict()
+    return all(torch.equal(own[name], t) for name, t in tensors.items())
+
+
+def encoder_of(tensors: dict[str, Tensor], prefix: str = "pretrained.") -> dict[str, Tensor]:
+    return {
+        prefix + name.removeprefix("pretrained."): t
+        for name, t in tensors.items()
+        if name.startswith("pretrained.")
+    }
+
+
+def refused(
+    match: str, source: Path | str, model: DepthAnythingV2 | None = None, **options: str
+) -> None:
+    """Loading must fail with this message and leave the model alone."""
+    model = model or make()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(UserError, match=match) as caught:
+        load_weights(model, str(source), **options)
+    assert Path(source).name.split(".")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert holds(model, before)
+
+
+ANY_MODEL = make()
+"""For loads that never reach the model."""
+
+
+# Round trips.
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("kind", "units"), [("metric", "m"), ("relative", "1/depth")])
+def test_saving_and_loading_is_bit_exact(
+    suffix: str, kind: str, units: str, tmp_path: Path
+) -> None:
+    model = make(0, kind=kind, max_depth_m=80.0)
+    model.load_state_dict(state(7))
+    stem = tmp_path / "runs" / "best.v1"
+    paths = save_weights(model, stem, extra={"step": "1200"})
+    assert paths == (tmp_path / "runs/best.v1.pth", tmp_path / "runs/best.v1.safetensors")
+    path = tmp_path / f"runs/best.v1{suffix}"
+
+    other = make(1, kind=kind, max_depth_m=80.0)
+    report = load_weights(other, str(path))
+    assert holds(other, state(7))
+    metadata = {
+        "format": "flatdepth",
+        "encoder": "vitt",
+        "kind": kind,
+        "units": units,
+        "version": flatdepth.__version__,
+        "step": "1200",
+    }
+    if kind == "metric":
+        metadata["max_depth_m"] = "80.0"
+    assert report.metadata == metadata
+    assert read_metadata(path) == metadata
+    assert (report.matched, report.total, report.fresh, report.unwrapped) == (TOTAL, TOTAL, (), ())
+
+
+def test_saved_files_are_plain_and_complete(tmp_path: Path) -> None:
+    """What the original code does: ``load_state_dict(torch.load(path), strict=True)``."""
+    model = make()
+    pth, safe = save_weights(model, tmp_path / "model")
+    for tensors in (torch.load(pth, weights_only=True), load_file(safe)):
+        assert type(tensors) is dict
+        assert {type(t) for t in tensors.values()} == {Tensor}
+        assert not any(t.requires_grad for t in tensors.values())
+        assert list(tensors.keys() ^ model.state_dict().keys()) == []
+        make(1).load_state_dict(tensors, strict=True)
+    with safetensors.safe_open(safe, framework="pt") as file:
+        assert file.metadata()["format"] == "flatdepth"
+    assert json.loads((tmp_path / "model.json").read_text())["encoder"] == "vitt"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "model.json",
+        "model.pth",
+        "model.safetensors",
+    ]
+    (tmp_path / "ordinary").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    pth, safe = save_weights(make(0), tmp_path / "model")
+    old = pth.read_bytes()
+    with pytest.raises(UserError, match=r"model\.json.*model\.pth.*overwrite=True"):
+        save_weights(make(1), tmp_path / "model")
+    assert pth.read_bytes() == old
+    safe.unlink()
+    pth.unlink()
+    with pytest.raises(UserError, match=r"model\.json would be overwritten"):
+        save_weights(make(1), tmp_path / "model")
+    save_weights(make(1), tmp_path / "model", overwrite=True)
+    assert holds(make(1), torch.load(pth, weights_only=True))
+
+
+def test_an_interrupted_save_leaves_the_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = save_weights(make(0), tmp_path / "model", extra={"step": "1"})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def break_off(_tensors: object, path: Path, _metadata: object) -> None:
+        Path(path).write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.torch.save_file", break_off)
+    with pytest.raises(OSError, match="disk full"):
+        save_weights(make(1), tmp_path / "model", extra={"step": "2"}, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert holds(make(0), torch.load(paths[0], weights_only=True))
+
+
+def test_extra_metadata_may_not_redefine_ours(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="redefines kind"):
+        save_weights(make(), tmp_path / "model", extra={"kind": "relative"})
+    assert list(tmp_path.iterdir()) == []
+
+
+# Layouts that are understood.
+
+
+def in_wrapper(tensors: dict[str, Tensor]) -> object:
+    prefixed = {f"module.{name}": t for name, t in tensors.items()}
+    return {"model": prefixed, "optimizer": {"state": {}}, "epoch": 3, "previous_best": {"d1": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "notes"),
+    [
+        (lambda tensors: tensors, ()),
+        (
+            lambda tensors: {f"module.{name}": t for name, t in tensors.items()},
+            ("took the prefix 'module.' off every name",),
+        ),
+        (
+            lambda tensors: {f"module._orig_mod.{name}": t for name, t in tensors.items()},
+            (
+                "took the prefix 'module.' off every name",
+                "took the prefix '_orig_mod.' off every name",
+            ),
+        ),
+        (lambda tensors: {"state_dict": tensors}, ("took the entry 'state_dict'",)),
+        (
+            in_wrapper,
+            (
+                "took the entry 'model' and left 'optimizer', 'epoch', 'previous_best'",
+                "took the prefix 'module.' off every name",
+            ),
+        ),
+    ],
+    ids=["flat", "ddp", "compiled-ddp", "state_dict", "official-training"],
+)
+def test_wrappers_are_taken_off_and_reported(
+    wrap: Callable[[dict[str, Tensor]], object], notes: Sequence[str], tmp_path: Path
+) -> None:
+    torch.save(wrap(state(3)), tmp_path / "latest.pth")
+    model = make()
+    report = load_weights(model, str(tmp_path / "latest.pth"))
+    assert holds(model, state(3))
+    assert report.unwrapped == tuple(notes)
+    assert report.metadata is None
+    assert (report.matched, report.total) == (TOTAL, TOTAL)
+    text = str(report)
+    assert "\n" not in text
+    assert "loaded 155 of 155 tensors" in text
+    assert "latest.pth" in text
+    assert all(note in text for note in notes)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(suffix: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    half = {name: t.to(dtype) for name, t in state(4).items()}
+    path = tmp_path / f"half{suffix}"
+    torch.save(half, path) if suffix == ".pth" else save_file(half, path)
+    model = make()
+    report = load_weights(model, str(path))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert holds(model, {name: t.float() for name, t in half.items()})
+    assert report.unwrapped == (f"converted 155 tensors from {dtype} to torch.float32",)
+
+
+def test_a_plain_dinov2_encoder_needs_a_fresh_head(tmp_path: Path) -> None:
+    path = tmp_path / "dinov2_pretrain.pth"
+    torch.save(encoder_of(state(5), prefix=""), path)
+    refused("plain DINOv2 encoder and no depth head.*head='fresh'", path)
+    model = make()
+    head = {name: t for name, t in make().state_dict().items() if name.startswith("depth_head.")}
+    report = load_weights(model, str(path), head="fresh")
+    assert holds(model, encoder_of(state(5)))
+    assert holds(model, head)
+    assert set(report.fresh) == set(head)
+    assert report.matched + len(report.fresh) == report.total == TOTAL
+    assert report.unwrapped == (
+        "put the prefix 'pretrained.' before every name of a plain DINOv2 encoder",
+    )
+    assert f"{len(head)} kept their initialisation" in str(report)
+
+
+def test_a_fresh_head_leaves_out_the_head_of_the_file(tmp_path: Path) -> None:
+    torch.save(state(6), tmp_path / "model.pth")
+    model = make()
+    head = {name: t for name, t in make().state_dict().items() if name.startswith("depth_head.")}
+    report = load_weights(model, str(tmp_path / "model.pth"), head="fresh")
+    assert holds(model, encoder_of(state(6)))
+    assert holds(model, head)
+    assert set(report.fresh) == set(head)
+
+
+# Refusals.
+
+
+def test_a_missing_head_is_explained(tmp_path: Path) -> None:
+    torch.save(encoder_of(state()), tmp_path / "encoder.pth")
+    refused("holds no depth head .*head='fresh'", tmp_path / "encoder.pth")
+
+
+def test_another_encoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only widths and block counts are looked at, so the big file can be a thin one."""
+    thin = {f"pretrained.blocks.{i}.norm1.bias": torch.zeros(1) for i in range(24)}
+    torch.save({**thin, "pretrained.cls_token": torch.zeros(1, 1, 1024)}, tmp_path / "l.pth")
+    message = (
+        r"expected encoder vitt \(width 128, 6 blocks\), found vitl \(width 1024, 24 blocks\); "
+        "set encoder to vitl"
+    )
+    refused(message, tmp_path / "l.pth")
+    refused(message, tmp_path / "l.pth", head="fresh")
+    torch.save({"pretrained.cls_token": torch.zeros(1, 1, 100)}, tmp_path / "odd.pth")
+    refused(r"found one of no known size \(width 100, 0 blocks\)", tmp_path / "odd.pth")
+    spec = EncoderSpec(
+        embed_dim=48, depth=5, heads=3, taken=(0, 2, 3, 4), features=16, out_channels=(8, 8, 8, 8)
+    )
+    monkeypatch.setitem(ENCODERS, "small", spec)
+    torch.save(state(encoder="small"), tmp_path / "small.pth")
+    refused("found small", tmp_path / "small.pth")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.embeddings.cls_token",
+        "neck.convs.0.weight",
+        "embeddings.patch_embeddings.projection.weight",
+        "encoder.layer.0.norm1.weight",
+    ],
+)
+def test_the_transformers_layout_is_named(name: str, tmp_path: Path) -> None:
+    save_file({name: torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+    refused(f"layout of transformers .*{re.escape(name)}", tmp_path / "model.safetensors")
+
+
+def drop_one(tensors: dict[str, Tensor]) -> None:
+    del tensors["pretrained.blocks.3.ls1.gamma"]
+
+
+def add_one(tensors: dict[str, Tensor]) -> None:
+    tensors["pretrained.register_tokens"] = torch.zeros(1, 4, 128)
+
+
+def reshape_one(tensors: dict[str, Tensor]) -> None:
+    tensors["pretrained.pos_embed"] = torch.zeros(1, 257, 128)
+
+
+def quantise_one(tensors: dict[str, Tensor]) -> None:
+    name = "depth_head.scratch.output_conv1.weight"
+    tensors[name] = tensors[name].to(torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (drop_one, r"1 tensors are missing \(pretrained\.blocks\.3\.ls1\.gamma\)"),
+        (add_one, r"1 are unexpected \(pretrained\.register_tokens\)"),
+        (
+            reshape_one,
+            r"1 differ \(pretrained\.pos_embed: expected float32\[1, 1370, 128\], "
+            r"found float32\[1, 257, 128\]\)",
+        ),
+        (quantise_one, r"output_conv1\.weight: expected float32\[16, 32, 3, 3\], found int8"),
+    ],
+)
+def test_one_wrong_tensor_is_enough(
+    spoil: Callable[[dict[str, Tensor]], None], message: str, tmp_path: Path
+) -> None:
+    tensors = state()
+    spoil(tensors)
+    torch.save(tensors, tmp_path / "spoilt.pth")
+    refused(message, tmp_path / "spoilt.pth")
+
+
+def test_a_strange_file_matches_nothing(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(2)}, tmp_path / "resnet.pth")
+    message = r"none of its 2 tensors .*expected names such as pretrained.*found conv1\.weight"
+    refused(message, tmp_path / "resnet.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "expected a dict of named tensors, found an empty dict"),
+        ([torch.zeros(2)], "expected a dict of named tensors, found list"),
+        ({"epoch": 3, "weights": {}}, "found int at 'epoch'"),
+    ],
+)
+def test_other_contents_are_named(content: object, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    refused(message, tmp_path / "other.pth")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path("exploded"),)
+
+
+def test_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Bomb()}, tmp_path / "bomb.pth")
+    refused("Python objects besides tensors.*could run code", tmp_path / "bomb.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Bomb(), protocol=2))
+    refused("Python objects besides tensors", tmp_path / "bare.pth")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_truncated_file_is_unreadable(suffix: str, tmp_path: Path) -> None:
+    paths = save_weights(make(), tmp_path / "cut")
+    path = next(path for path in paths if path.suffix == suffix)
+    path.write_bytes(path.read_bytes()[:5000])
+    refused("cannot be read .*fetch or save it again", path)
+
+
+@given(content=st.binary(max_size=200), suffix=st.sampled_from([".pth", ".safetensors"]))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_refused_in_one_sentence(
+    content: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"bytes{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_weights(ANY_MODEL, str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
+    refused("no such file; give a weight file or a hub id", tmp_path / "gone.pth")
+    refused("no such file", "weights/gone.pth")
+    refused("no such file", "gone")
+    refused("is a folder; name the .pth or .safetensors file", tmp_path)
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    refused(r"expected a \.pth or \.safetensors file, found model\.ckpt", tmp_path / "model.ckpt")
+
+
+# Metadata.
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "relative"}, "kind is metric in the file but relative in the model"),
+        ({"max_depth_m": 20}, r"max_depth_m is 80\.0 in the file but 20\.0 in the model"),
+        ({"encoder": "vits"}, "encoder is vitt in the file but vits in the model"),
+    ],
+)
+def test_metadata_must_agree(
+    suffix: str, options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    save_weights(make(max_depth_m=80.0), tmp_path / "model")
+    model = make(**{"max_depth_m": 80.0, **options})
+    refused(message, tmp_path / f"model{suffix}", model)
+
+
+def test_a_fresh_head_needs_only_the_encoder_to_agree(tmp_path: Path) -> None:
+    """Kind and maximum depth say what a head's output means, and that head is not loaded."""
+    source = make(0, kind="relative")
+    _, safe = save_weights(source, tmp_path / "model")
+    model = make(1, kind="metric", max_depth_m=80.0)
+    report = load_weights(model, str(safe), head="fresh")
+    assert holds(model, encoder_of(source.state_dict()))
+    assert report.metadata is not None
+    assert report.metadata["kind"] == "relative"
+    refused("encoder is vitt in the file", safe, make(encoder="vits"), head="fresh")
+
+
+def test_files_of_others_have_no_metadata(tmp_path: Path) -> None:
+    save_file(state(), tmp_path / "other.safetensors", {"format": "pt", "encoder": "vitl"})
+    assert read_metadata(tmp_path / "other.safetensors") is None
+    assert load_weights(make(), str(tmp_path / "other.safetensors")).metadata is None
+    torch.save(state(), tmp_path / "other.pth")
+    assert read_metadata(tmp_path / "other.pth") is None
+    for foreign in ('{"lr": 1e-4}', "[1, 2]"):
+        (tmp_path / "other.json").write_text(foreign)
+        assert read_metadata(tmp_path / "other.pth") is None
+    (tmp_path / "other.json").write_text('{"format": "flatd')
+    refused(r"other\.json cannot be read", tmp_path / "other.pth")
+
+
+# The hub, played by a folder.
+
+
+class Hub:
+    """Answers like the hub's client for repositories that are folders: root/org/name."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def list_repo_files(self, repo: str) -> list[str]:
+        folder = self.root / repo
+        return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+    def hf_hub_download(self, repo: str, file: str) -> str:
+        path = self.root / repo / file
+        if not path.is_file():
+            raise RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)
+        return str(path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    client = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", client.list_repo_files)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", client.hf_hub_download)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hub/org/depth").mkdir(parents=True)
+    return tmp_path / "hub/org/depth"
+
+
+def test_the_only_weight_file_of_a_repository_is_taken(hub: Path) -> None:
+    (hub / "README.md").touch()
+    torch.save(state(8), hub / "official.pth")
+    model = make()
+    report = load_weights(model, "org/depth")
+    assert holds(model, state(8))
+    assert report.source == "org/depth"
+    assert report.metadata is None
+    save_file(state(9), hub / "model.safetensors")
+    load_weights(model, "org/depth")
+    assert holds(model, state(9))
+    load_weights(model, "org/depth/official.pth")
+    assert holds(model, state(8))
+
+
+def test_the_sidecar_comes_along_from_the_hub(hub: Path) -> None:
+    save_weights(make(max_depth_m=80.0), hub / "fine" / "model")
+    report = load_weights(make(max_depth_m=80.0), "org/depth/fine/model.pth")
+    assert report.metadata is not None
+    assert report.metadata["max_depth_m"] == "80.0"
+    refused("max_depth_m is 80.0 in the file", "org/depth/fine/model.pth")
+
+
+def test_a_choice_of_files_is_left_to_the_user(hub: Path) -> None:
+    refused("found no weight file; name the file as in org/depth/FILE", "org/depth")
+    for name in ("s.safetensors", "b.safetensors", "l.pth"):
+        (hub / name).touch()
+    refused(r"found b\.safetensors, s\.safetensors, l\.pth; name the file", "org/depth")
+
+
+def test_an_unreachable_hub_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own offline switch: its real errors, without a network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for source in ("org/depth", "org/depth/model.pth"):
+        refused("neither a local file nor to be had from the Hugging Face Hub", source)

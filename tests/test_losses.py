@@ -1,0 +1,331 @@
+"""Training losses: closed forms, numpy references, invariances, finite gradients at the traps."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from flatdepth.losses import (
+    MIN_RELIEF,
+    _trimmed_mean,
+    _weighted_median,
+    depth_loss,
+    relative_loss,
+    silog_loss,
+)
+
+Kind = Literal["metric", "relative"]
+KINDS = get_args(Kind)
+SEEDS = st.integers(0, 2**32 - 1)
+LOSSES: dict[Kind, Callable[..., Tensor]] = {"metric": silog_loss, "relative": relative_loss}
+
+
+def row(*values: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(values, dtype=dtype).reshape(1, 1, 1, -1)
+
+
+def scene(
+    seed: int, b: int = 3, h: int = 9, w: int = 10, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(prediction, truth, weight) with weights 0, 0.5, 1 and 2."""
+    rng = np.random.default_rng(seed)
+    pred = rng.uniform(0.5, 8.0, (b, 1, h, w))
+    truth = rng.uniform(0.5, 8.0, (b, 1, h, w))
+    weight = rng.choice([0.0, 0.5, 1.0, 2.0], (b, 1, h, w))
+    weight[:, :, 0, :2] = 1.0
+    return tuple(torch.as_tensor(x, dtype=dtype) for x in (pred, truth, weight))  # type: ignore[return-value]
+
+
+def loss_and_grad(kind: Kind, pred: Tensor, truth: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    pred = pred.clone().requires_grad_()
+    loss = depth_loss(kind, pred, truth, weight)
+    (grad,) = torch.autograd.grad(loss.sum(), pred)
+    return loss.detach(), grad
+
+
+# --- metric ------------------------------------------------------------------------------------
+
+
+def test_silog_worked_by_hand() -> None:
+    """d = 0 with weight 3 and d = 1 with weight 1: E[d] = E[d^2] = 1/4, v = 1/4 - 1/32 = 7/32."""
+    loss = silog_loss(row(2, np.e), row(2, 1), row(3, 1))
+    assert loss.tolist() == pytest.approx([(7 / 32 + 1e-6) ** 0.5 - 1e-3], rel=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=SEEDS, lam=st.floats(0.0, 1.0))
+def test_silog_against_the_published_form(seed: int, lam: float) -> None:
+    """sqrt(E[d^2] - lam E[d]^2), missed from below by less than eps."""
+    pred, truth, weight = scene(seed)
+    d = np.log(pred.double().numpy()) - np.log(truth.double().numpy())
+    w = weight.double().numpy()
+    w /= w.sum((1, 2, 3), keepdims=True)
+    v = (w * d**2).sum((1, 2, 3)) - lam * (w * d).sum((1, 2, 3)) ** 2
+
+    loss = silog_loss(pred, truth, weight, lam=lam, eps=1e-3).numpy()
+    np.testing.assert_allclose(loss, np.sqrt(v + 1e-6) - 1e-3, rtol=1e-5)
+    assert (loss < np.sqrt(v)).all() and (loss > np.sqrt(v) - 1e-3).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=SEEDS, scale=st.floats(0.1, 10.0))
+def test_silog_with_lam_1_ignores_scale_and_with_lam_0_does_not(seed: int, scale: float) -> None:
+    pred, truth, weight = scene(seed)
+    for lam, expected in [(1.0, 0.0), (0.0, abs(np.log(scale)))]:
+        loss = silog_loss(truth * scale, truth, weight, lam=lam, eps=1e-6)
+        torch.testing.assert_close(loss, torch.full((3,), expected), rtol=1e-5, atol=2e-6)
+    scaled, plain = (silog_loss(p, truth, weight, lam=1.0) for p in (pred * scale, pred))
+    torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_silog_of_a_perfect_fit_is_0_with_finite_gradient() -> None:
+    _, truth, weight = scene(0)
+    loss, grad = loss_and_grad("metric", truth, truth, weight)
+    assert loss.tolist() == [0, 0, 0]
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("error", [1e-7, 1e-5, 1e-3])
+def test_silog_gradient_is_bounded_near_a_perfect_fit(error: float) -> None:
+    """|dloss/dv| <= 1 / (2 eps), so one pixel of n in log depth gets at most |d| / (n eps)."""
+    truth = torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    pred = truth.clone()
+    pred[0, 0, 0, 0] += error
+    _, grad = loss_and_grad("metric", pred, truth, torch.ones_like(truth))
+    assert 0 < grad[0, 0, 0, 0] <= error / (16 * 1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-8])
+def test_silog_reads_predictions_below_the_range_as_its_edge(value: float) -> None:
+    pred, truth, weight = row(value, 3), row(2, 3), row(1, 1)
+    loss, grad = loss_and_grad("metric", pred, truth, weight)
+    assert torch.equal(loss, silog_loss(row(1e-3, 3), truth, weight))
+    assert grad.isfinite().all() and grad[..., 0] == 0
+
+
+# --- relative ----------------------------------------------------------------------------------
+
+
+def reference_relative_loss(pred: np.ndarray, truth_m: np.ndarray, mask: np.ndarray) -> float:
+    """MiDaS section 5 for one image, with loops: mask only, no weights."""
+
+    def align(d: np.ndarray) -> np.ndarray:
+        inside = np.sort(d[mask])
+        centre = inside[(len(inside) - 1) // 2]
+        return (d - centre) / np.abs(inside - centre).mean()
+
+    r = align(pred) - align(1 / truth_m)
+    kept = np.sort(np.abs(r[mask]))[: round(0.8 * mask.sum())]
+    total = kept.sum() / (2 * mask.sum())
+    for step in (1, 2, 4, 8):
+        rs, ms = r[::step, ::step], mask[::step, ::step]
+        edges = 0.0
+        for i, j in np.ndindex(rs.shape):
+            for k, m in ((i + 1, j), (i, j + 1)):
+                if k < rs.shape[0] and m < rs.shape[1] and ms[i, j] and ms[k, m]:
+                    edges += abs(rs[k, m] - rs[i, j])
+        total += 2 * edges / ms.sum()
+    return total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_relative_against_the_reference(seed: int) -> None:
+    """90 or 85 pixels with truth: both multiples of 5, where trimming needs no rounding."""
+    pred, truth, _ = scene(seed, b=2, dtype=torch.float64)
+    mask = torch.ones(2, 1, 9, 10, dtype=torch.bool)
+    mask[1, 0, 2, 3:8] = False
+    expected = [
+        reference_relative_loss(*(x[i, 0].numpy() for x in (pred, truth, mask))) for i in range(2)
+    ]
+    loss = relative_loss(pred, truth, mask.double())
+    assert loss.tolist() == pytest.approx(expected, rel=1e-12)
+    half = relative_loss(pred.float(), truth.float(), mask.float())
+    assert half.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=SEEDS, scale=st.floats(0.01, 100.0), shift=st.floats(-100.0, 100.0))
+def test_relative_ignores_positive_affine_transforms(seed: int, scale: float, shift: float) -> None:
+    pred, truth, weight = scene(seed, dtype=torch.float64)
+    plain = relative_loss(pred, truth, weight)
+    torch.testing.assert_close(
+        relative_loss(scale * pred + shift, truth, weight), plain, rtol=1e-9, atol=0
+    )
+    copy = relative_loss(scale / truth + shift, truth, weight)
+    torch.testing.assert_close(copy, torch.zeros_like(copy), rtol=0, atol=1e-8)
+    assert (relative_loss(-scale / truth, truth, weight) > 0.5).all(), "depth turned inside out"
+
+
+def test_trimmed_mean_worked_by_hand() -> None:
+    """Sizes 1..5: trimming 20 % drops the 5; 30 % drops half of the 4 as well."""
+    size = torch.tensor([[5.0, 1.0, 4.0, 2.0, 3.0]])
+    one = torch.ones(1, 5)
+    assert _trimmed_mean(size, one, 0.0).item() == pytest.approx(3.0)
+    assert _trimmed_mean(size, one, 0.2).item() == pytest.approx((1 + 2 + 3 + 4) / 5)
+    assert _trimmed_mean(size, one, 0.3).item() == pytest.approx((1 + 2 + 3 + 2) / 5)
+    # the 4 has half of the weight: a budget of 8 * 0.8 leaves 6.4 - 3 = 3.4 of its 4
+    weight = torch.tensor([[1.0, 1.0, 4.0, 1.0, 1.0]])
+    assert _trimmed_mean(size, weight, 0.2).item() == pytest.approx((1 + 2 + 3 + 3.4 * 4) / 8)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(-5, 5), st.integers(0, 4)), min_size=1, max_size=12).filter(
+        lambda pairs: any(w for _, w in pairs)
+    )
+)
+def test_weighted_median_is_the_lower_median_of_repeated_values(
+    pairs: list[tuple[int, int]],
+) -> None:
+    x, w = (torch.tensor([column], dtype=torch.float32) for column in zip(*pairs, strict=True))
+    repeated = torch.tensor([float(v) for v, n in pairs for _ in range(n)])
+    assert _weighted_median(x, w).item() == repeated.median().item()
+
+
+@pytest.mark.parametrize("pred", [0.0, 0.3, 1e-3, 7.0])
+def test_relative_of_a_constant_prediction_has_a_bounded_gradient(pred: float) -> None:
+    _, truth, weight = scene(1)
+    loss, grad = loss_and_grad("relative", torch.full_like(truth, pred), truth, weight)
+    assert loss.isfinite().all() and (loss > 0).all()
+    assert grad.isfinite().all() and (grad != 0).any()
+
+
+def test_relative_learns_nothing_from_a_truth_without_relief() -> None:
+    pred, truth, weight = scene(2)
+    wall = 3.0 + 0.3 * MIN_RELIEF * torch.rand(truth.shape, generator=torch.Generator())
+    for bare in (torch.full_like(truth, 3.0), wall):
+        loss, grad = loss_and_grad("relative", pred, bare, weight)
+        assert loss.tolist() == [0, 0, 0]
+        assert (grad == 0).all()
+    tilted = 1 / torch.linspace(0.30, 0.31, 10).expand_as(truth)
+    assert (relative_loss(pred, tilted, weight) > 0).all()
+
+
+def test_relative_of_images_smaller_than_its_scales() -> None:
+    loss = relative_loss(row(1, 2, 3), 1 / row(1, 2, 3), row(1, 1, 1))
+    assert loss.tolist() == pytest.approx([0.0], abs=1e-6)
+    assert relative_loss(row(5), row(2), row(1)).tolist() == [0.0]
+
+
+# --- what both promise -------------------------------------------------------------------------
+
+
+def test_dispatch() -> None:
+    pred, truth, weight = scene(3)
+    for kind, loss in LOSSES.items():
+        assert torch.equal(depth_loss(kind, pred, truth, weight), loss(pred, truth, weight))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_splitting_a_batch_changes_neither_loss_nor_gradient(kind: Kind) -> None:
+    """A batch of 4, one image of it empty, against micro-batches of 2 and of 1."""
+    pred, truth, weight = scene(4, b=4)
+    weight[2] = 0
+    full, full_grad = loss_and_grad(kind, pred, truth, weight)
+    for size in (1, 2):
+        parts = [
+            loss_and_grad(kind, *chunk)
+            for chunk in zip(*(x.split(size) for x in (pred, truth, weight)), strict=True)
+        ]
+        losses, grads = (torch.cat(x) for x in zip(*parts, strict=True))
+        torch.testing.assert_close(losses, full, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(grads, full_grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 0.0, -1.0])
+def test_pixels_without_weight_never_enter(kind: Kind, poison: float) -> None:
+    pred, truth, weight = scene(5)
+    expected_loss, expected_grad = loss_and_grad(kind, pred, truth, weight)
+    dark = weight == 0
+    assert dark.any()
+    poisoned = pred.masked_fill(dark, poison), truth.masked_fill(dark, poison)
+    loss, grad = loss_and_grad(kind, *poisoned, weight)
+    assert torch.equal(loss, expected_loss)
+    assert torch.equal(grad, expected_grad)
+    assert (grad[dark] == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_without_weight_gives_0_and_leaves_its_neighbours_alone(kind: Kind) -> None:
+    pred, truth, weight = scene(6)
+    alone, _ = loss_and_grad(kind, pred[1:], truth[1:], weight[1:])
+    weight[0], truth[0], pred[0, ..., ::2] = 0, float("nan"), 0
+    loss, grad = loss_and_grad(kind, pred, truth, weight)
+    assert loss[0] == 0 and (grad[0] == 0).all()
+    torch.testing.assert_close(loss[1:], alone, rtol=1e-6, atol=0)
+    assert (grad[1:] != 0).any() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_prediction_with_weight_is_loud(kind: Kind) -> None:
+    pred, truth, weight = scene(7)
+    pred[1, 0, 0, 0] = float("nan")
+    assert depth_loss(kind, pred, truth, weight).isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_ratios_of_weights_matter(kind: Kind) -> None:
+    pred, truth, weight = scene(8)
+    expected = depth_loss(kind, pred, truth, weight)
+    for factor in (0.25, 1e-6, 3.0, 1e6):
+        torch.testing.assert_close(
+            depth_loss(kind, pred, truth, factor * weight), expected, rtol=1e-5, atol=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"), [(silog_loss, {}), (relative_loss, {"gradient_weight": 0.0})]
+)
+def test_weight_n_is_the_pixel_n_times(
+    loss: Callable[..., Tensor], options: dict[str, Any]
+) -> None:
+    pred, truth, _ = scene(9, b=1, h=1, w=12, dtype=torch.float64)
+    times = torch.tensor([0, 1, 2, 3] * 3)
+    repeated = [x.repeat_interleave(times, dim=3) for x in (pred, truth)]
+    weighted = loss(pred, truth, times.double().reshape(1, 1, 1, 12), **options)
+    plain = loss(*repeated, torch.ones_like(repeated[0]), **options)
+    torch.testing.assert_close(weighted, plain, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_predictions_are_widened(kind: Kind, dtype: torch.dtype) -> None:
+    pred, truth, weight = scene(10)
+    loss = depth_loss(kind, pred.to(dtype), truth, weight)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, depth_loss(kind, pred.to(dtype).float(), truth, weight))
+
+
+class AutocastSpy(TorchFunctionMode):
+    """Counts the arithmetic that autocast could have touched."""
+
+    touched = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        arithmetic = getattr(func, "__name__", "") in {"log", "sub", "__sub__", "sort", "where"}
+        self.touched += arithmetic and torch.is_autocast_enabled("cpu")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_is_off_inside(kind: Kind) -> None:
+    pred, truth, weight = scene(10)
+    with torch.autocast("cpu", dtype=torch.bfloat16), AutocastSpy() as spy:
+        depth_loss(kind, pred, truth, weight)
+        assert spy.touched == 0
+        pred.log()
+        assert spy.touched == 1, "the spy sees nothing"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(kind: Kind) -> None:
+    pred, truth, weight = scene(11, b=2, h=5, w=6, dtype=torch.float64)
+    pred.requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: depth_loss(kind, p, truth, weight), (pred,))

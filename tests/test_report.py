@@ -1,0 +1,420 @@
+"""The HTML report: well-formed, self-contained, true to the JSON, safe against hostile names."""
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from flatdepth import report
+from flatdepth.errors import UserError
+from flatdepth.metrics import BETTER, METRICS, REGIONS
+from flatdepth.report import write_report
+
+ROOT = Path(__file__).parents[1]
+VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """What a report says; asserts on the way that every element is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.tables: list[list[list[str]]] = []
+        self.values: list[list[list[float]]] = []
+        self.best: list[float] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+            self.values.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+            self.values[-1].append([])
+        elif tag in {"td", "th"}:
+            self.tables[-1][-1].append("")
+        elif tag == "data":
+            value = float(attributes["value"] or "")
+            self.values[-1][-1].append(value)
+            if "b" in self.open:
+                self.best.append(value)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1] += data
+
+
+def region_row(scale: float) -> dict[str, float]:
+    """A row as training writes it; errors grow with ``scale``, accuracies fall."""
+    errors = {m: scale * (1 + i / 7) for i, m in enumerate(METRICS) if BETTER[m] == "lower"}
+    shares = {m: 1 - scale / (i + 2) for i, m in enumerate(METRICS) if BETTER[m] == "higher"}
+    return errors | shares | {"images": 12, "pixels": 345_678}
+
+
+def metrics() -> dict[str, Any]:
+    def evaluation(label: str, step: int, scale: float) -> dict[str, Any]:
+        table = {name: region_row(scale * (1 + i / 10)) for i, name in enumerate(REGIONS)}
+        table["clean"] = region_row(0.1)
+        return {"label": label, "step": step, "table": table, "illusion_gap": 3.5 * scale}
+
+    return {
+        "format": 1,
+        "name": "demo",
+        "finished": True,
+        "protocol": "metric, no alignment",
+        "seconds": 3723.4,
+        "device": "cpu",
+        "versions": {"torch": "2.11.0"},
+        "evaluations": [
+            evaluation("start", 0, 0.4),
+            evaluation("20", 20, 0.0625),
+            evaluation("end", 40, 0.125),
+        ],
+    }
+
+
+def make_run(folder: Path, record: dict[str, Any] | None = None, *, history: bool = False) -> Path:
+    """A run directory; without ``history`` the report has no curves, which take most time."""
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(record or metrics()))
+    (folder / "config.yaml").write_text("seed: 7\nmodel:\n  encoder: vitt\n")
+    lines = [
+        {
+            "step": step,
+            "loss": None if step == 3 else 1 / step,
+            "lr": 1e-4,
+            "grad_norm": 1.0,
+            "images_per_s": 20.0 + step,
+            "data_wait_share": 0.03,
+        }
+        for step in range(1, 41)
+    ]
+    if history:
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "pictures").mkdir()
+    for index, name in enumerate(("0040_end", "0000_start", "0020_middle")):
+        Image.new("RGB", (300 + index, 200), (40, 80, 120)).save(folder / f"pictures/{name}.png")
+    return folder
+
+
+def read(run: Path) -> Page:
+    return Page(write_report(run).read_text("utf-8"))
+
+
+def test_report_is_one_self_contained_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", history=True)
+    before = set(run.rglob("*"))
+    path = write_report(run)
+    assert path == run / "report.html"
+    assert set(run.rglob("*")) - before == {path}
+    text = path.read_text("utf-8")
+    page = Page(text)
+    assert text.startswith("<!doctype html>")
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object", "base"}
+        for name in ("src", "srcset", "href"):
+            assert (attributes.get(name) or "data:").startswith("data:"), attributes
+        assert not any(name.startswith("on") for name in attributes)
+    assert "url(" not in text and "@import" not in text
+    assert "prefers-color-scheme: dark" in text
+    policies = [a["content"] for _, a in page.tags if a.get("http-equiv")]
+    assert len(policies) == 1 and policies[0].startswith("default-src 'none'")
+
+
+def test_same_run_gives_the_same_bytes_and_out_is_respected(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", history=True)
+    first = write_report(run, tmp_path / "new" / "first.html").read_bytes()
+    assert first == write_report(run, tmp_path / "second.html").read_bytes()
+    assert not (run / "report.html").exists()
+
+
+def test_images_decode_and_pictures_come_in_order(tmp_path: Path) -> None:
+    page = read(make_run(tmp_path / "run", history=True))
+    sources = [attributes for tag, attributes in page.tags if tag in {"img", "source"}]
+    assert len(sources) == 3 + 4
+    widths = []
+    for attributes in sources:
+        uri = attributes.get("src") or attributes.get("srcset") or ""
+        kind, data = re.fullmatch(r"data:image/([a-z+]+);base64,(.*)", uri).groups()
+        content = base64.b64decode(data, validate=True)
+        if kind == "webp":
+            image = Image.open(io.BytesIO(content))
+            image.load()
+            assert (attributes["width"], attributes["height"]) == tuple(map(str, image.size))
+            pixel = image.convert("RGB").getpixel((150, 100))
+            assert max(abs(a - b) for a, b in zip(pixel, (40, 80, 120), strict=True)) <= 3
+            widths.append(image.size[0])
+        else:
+            assert kind == "svg+xml" and b"<svg" in content
+    assert widths == [301, 302, 300]
+    order = [page.text.index(name) for name in ("0000_start", "0020_middle", "0040_end")]
+    assert order == sorted(order)
+    assert all(a.get("alt") for tag, a in page.tags if tag == "img")
+
+
+def test_tables_hold_exactly_the_numbers_of_the_json(tmp_path: Path) -> None:
+    record = metrics()
+    page = read(make_run(tmp_path / "run", record))
+    evaluations = record["evaluations"]
+    order = ("flat", "mirror", "art", "frame", "decoy", "background", "clean")
+
+    summary, *cards = page.values
+    expected = [[e["table"][region]["abs_rel"] for e in evaluations] for region in order]
+    assert summary == [[], *expected, [e["illusion_gap"] for e in evaluations]]
+    assert len(cards) == len(order)
+    for region, card in zip(order, cards, strict=True):
+        names = (*METRICS, "images", "pixels")
+        assert card == [[], *([e["table"][region][name] for e in evaluations] for name in names)]
+
+
+def test_shown_figures_are_the_rounded_values(tmp_path: Path) -> None:
+    record = metrics()
+    record["evaluations"][1]["table"]["mirror"]["pixels"] = 2_345_678
+    page = read(make_run(tmp_path / "run", record))
+    for texts, values in zip(page.tables, page.values, strict=True):
+        for row, numbers in zip(texts, values, strict=True):
+            for shown, number in zip(row[1:], numbers, strict=False):
+                digits, _, prefix = shown.replace(",", "").partition(" ")
+                factor = {"": 1.0, "k": 1e3, "M": 1e6}[prefix]
+                unit = factor * 10.0 ** -len(digits.partition(".")[2])
+                assert abs(float(digits) * factor - number) <= 0.5001 * unit, (shown, number)
+                assert unit <= 0.0101 * max(numbers) or float(digits) == number
+
+
+def test_best_of_each_row_is_marked_and_ties_are_not(tmp_path: Path) -> None:
+    record = metrics()
+    page = read(make_run(tmp_path / "run", record))
+    middle = record["evaluations"][1]  # the smallest errors and the largest shares
+    order = ("flat", "mirror", "art", "frame", "decoy", "background")
+    expected = [middle["table"][region]["abs_rel"] for region in order]
+    expected.append(middle["illusion_gap"])
+    for region in order:  # the clean images never change: no best
+        expected += [middle["table"][region][name] for name in METRICS]
+    assert page.best == expected
+
+
+def test_columns_say_label_step_and_change(tmp_path: Path) -> None:
+    page = read(make_run(tmp_path / "run"))
+    assert page.tables[0][0] == ["Region", "startstep 0", "20step 20", "endstep 40", "change"]
+    flat = page.tables[0][1]
+    assert flat[0] == "Mirrors and art" and flat[-1] == "−69\u202f%"  # 0.125 / 0.4 = 31.25 %
+    clean = page.tables[0][7]
+    assert clean[0] == "Clean images" and clean[-1] == "±0.0\u202f%"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "sentence"),
+    [
+        (0.4, 0.1, "AbsRel on mirrors and art fell from 0.400 to 0.100 (−75\u202f%)"),
+        (0.1, 0.4, "AbsRel on mirrors and art rose from 0.100 to 0.400 (+300\u202f%)"),
+        (0.25, 0.25, "AbsRel on mirrors and art stayed at 0.250"),
+        (0.0, 0.25, "rose from 0 to 0.250 (from 0)"),
+        (None, 0.25, "AbsRel on mirrors and art is 0.250 in the evaluation “end”"),
+        (0.25, None, "No mirror or art pixel was evaluated"),
+    ],
+)
+def test_headline_tells_the_result(
+    tmp_path: Path, start: float | None, end: float | None, sentence: str
+) -> None:
+    record = metrics()
+    first, last = record["evaluations"][0], record["evaluations"][-1]
+    first["table"]["flat"]["abs_rel"], last["table"]["flat"]["abs_rel"] = start, end
+    first["table"]["background"]["abs_rel"] = 0.2
+    last["table"]["background"]["abs_rel"] = 0.19
+    page = read(make_run(tmp_path / "run", record))
+    assert sentence in page.text
+    assert "; background 0.200 → 0.190 (−5.0\u202f%); clean images 0.100 → 0.100 (±0.0" in page.text
+
+
+def test_regions_and_metrics_that_are_absent_or_unknown(tmp_path: Path) -> None:
+    record = metrics()
+    del record["evaluations"][1]["table"]["decoy"]
+    record["evaluations"][2]["table"]["art"]["abs_rel"] = None
+    for evaluation in record["evaluations"]:
+        evaluation["table"]["glass"] = {"abs_rel": 0.5, "ssim": 0.75}
+    page = read(make_run(tmp_path / "run", record))
+    rows = {row[0]: row[1:] for row in page.tables[0]}
+    assert rows["Decoys"][1] == "–"
+    assert rows["Art"][2:] == ["–", ""]
+    assert rows["glass"][:3] == ["0.500"] * 3
+    assert page.tables[-1][2] == ["ssim", "0.750", "0.750", "0.750", ""]
+
+
+def test_run_facts(tmp_path: Path) -> None:
+    text = read(make_run(tmp_path / "run", history=True)).text
+    for fact in (
+        "Duration1 h 02 min",
+        "Steps40",
+        "Skipped steps1",
+        "Images per second40.5 (median)",
+        "Waiting for data3.0% of the time (median)",
+        "Devicecpu",
+        "torch 2.11.0",
+        "metric, no alignment",
+        "encoder: vitt",
+    ):
+        assert fact in text, fact
+
+
+HOSTILE = "<img src=x onerror=alert(1)>&amp;\"'</td></style><script>"
+
+
+def test_hostile_names_are_shown_and_never_obeyed(tmp_path: Path) -> None:
+    record = metrics() | {
+        "name": HOSTILE,
+        "protocol": HOSTILE,
+        "device": HOSTILE,
+        "versions": {HOSTILE: HOSTILE},
+    }
+    record["evaluations"][0]["label"] = HOSTILE
+    record["evaluations"][0]["table"][HOSTILE] = {HOSTILE: 1.0, "abs_rel": 2.0}
+    plain = read(make_run(tmp_path / "plain"))
+    run = make_run(tmp_path / "run", record)
+    (run / "config.yaml").write_text(f"x: {HOSTILE}\n")
+    name = "<b onclick=x>&quot;'\"><i>"
+    (run / "pictures/0000_start.png").rename(run / f"pictures/{name}.png")
+    page = read(run)
+    assert page.text.count(HOSTILE) >= 9
+    assert name in page.text
+    assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
+    assert not any("onerror" in a or "onclick" in a for _, a in page.tags)
+    labels = [a.get("aria-label") for _, a in page.tags]
+    assert name in labels
+
+
+@pytest.mark.parametrize("kept", report._RUN_FILES)
+def test_each_part_alone_gives_a_report_that_says_what_is_missing(
+    tmp_path: Path, kept: str
+) -> None:
+    full = make_run(tmp_path / "full", history=True)
+    run = tmp_path / "partial"
+    run.mkdir()
+    (full / kept).rename(run / kept)
+    page = read(run)
+    for name in report._RUN_FILES:
+        assert (f"There is no {name}" in page.text) == (name != kept)
+    assert "There are no pictures yet." in page.text
+    if kept != "metrics.json":
+        assert "partial" in page.text and "No evaluation has been written yet." in page.text
+        assert "This run is not finished." in page.text
+
+
+def test_unfinished_run_with_one_evaluation_torn_history_and_damaged_picture(
+    tmp_path: Path,
+) -> None:
+    record = metrics() | {"finished": False}
+    record["evaluations"] = record["evaluations"][:1]
+    run = make_run(tmp_path / "run", record, history=True)
+    lines = (run / "history.jsonl").read_text().splitlines()
+    resumed = json.loads(lines[4]) | {"loss": None}
+    torn = [*lines[:9], '{"step": 10, "lo', "7", '{"loss": 1}', json.dumps(resumed)]
+    (run / "history.jsonl").write_text("\n".join(torn))
+    (run / "pictures/0040_end.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
+    page = read(run)
+    assert "This run is not finished. Its last logged step is 9." in page.text
+    assert "3 unreadable lines of history.jsonl left out." in page.text
+    assert "pictures/0040_end.png is not a readable image." in page.text
+    assert "Skipped steps2" in page.text, "the record after the resume counts"
+    assert "AbsRel on mirrors and art is 0.640 in the evaluation “start”" in page.text
+    assert page.tables[0][0] == ["Region", "startstep 0"]
+    assert page.best == []
+
+
+def test_empty_evaluations_and_history(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", metrics() | {"evaluations": [], "seconds": None})
+    (run / "history.jsonl").write_text("")
+    page = read(run)
+    assert "No evaluation has been written yet." in page.text
+    assert "history.jsonl has no record yet" in page.text
+    assert page.tables == []
+
+
+def test_a_directory_that_is_no_run_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds none of metrics\.json"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="is not a directory"):
+        write_report(tmp_path / "absent")
+    with pytest.raises(UserError, match="name of an HTML file"):
+        write_report(make_run(tmp_path / "run"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "null",
+        json.dumps({"format": 1}),
+        json.dumps(metrics() | {"evaluations": 3}),
+        json.dumps(metrics() | {"evaluations": [{"label": "a"}]}),
+        json.dumps(metrics() | {"versions": []}),
+        json.dumps(metrics() | {"seconds": "long"}),
+        json.dumps(
+            metrics()
+            | {"evaluations": [{"label": "", "step": 0, "table": {"a": 1}, "illusion_gap": 1}]}
+        ),
+    ],
+)
+def test_damaged_metrics_are_a_user_error(tmp_path: Path, content: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "metrics.json").write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.json is not a metrics file"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_metrics_of_another_format_are_a_user_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", metrics() | {"format": 2})
+    with pytest.raises(UserError, match="has format 2, this version reads 1"):
+        write_report(run)
+
+
+def test_every_metric_and_region_of_the_project_is_explained() -> None:
+    assert set(report._METRICS) == set(BETTER)
+    assert set(report._REGIONS) == set(REGIONS)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "report.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+    )
+
+
+def test_command_line_writes_the_report_and_names_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    done = command(str(run), "--out", str(tmp_path / "x.html"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()) == tmp_path / "x.html"
+    assert (tmp_path / "x.html").read_bytes() == write_report(run).read_bytes()
+
+
+def test_command_line_says_one_sentence_about_a_mistake(tmp_path: Path) -> None:
+    done = command(str(tmp_path))
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
