@@ -27,7 +27,7 @@ from itertools import islice, pairwise
 from multiprocessing import parent_process
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
@@ -710,7 +710,7 @@ def _verify_shard(shards: ShardSet, number: int, progress: _Progress) -> list[tu
     return ([(shard.name, "", broken)] if broken else []) + damage
 
 
-def _digest(file: IO[bytes]) -> tuple[int, str]:
+def _digest(file: io.IOBase) -> tuple[int, str]:
     """Size and SHA-256 of a file."""
     size, sha256 = 0, hashlib.sha256()
     while block := file.read(1 << 22):
@@ -719,7 +719,7 @@ def _digest(file: IO[bytes]) -> tuple[int, str]:
     return size, sha256.hexdigest()
 
 
-def _tar_listing(file: IO[bytes]) -> dict[str, tuple[int, int]]:
+def _tar_listing(file: io.IOBase) -> dict[str, tuple[int, int]]:
     """Member name -> offset and length, from the headers."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         return {member.name: (member.offset_data, member.size) for member in tar}

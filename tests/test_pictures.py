@@ -198,6 +198,25 @@ def test_sheet_legends_are_drawn_on_demand() -> None:
         assert len(where(full, colour)) >= 16 * 16
 
 
+@pytest.mark.parametrize(("panel_width", "lines"), [(900, 1), (190, 2), (60, 4)])
+def test_sheet_legend_flows_into_as_few_lines_as_fit(panel_width: int, lines: int) -> None:
+    sheet = contact_sheet([[solid((1, 2, 3))]], ["a"], ["b"], title="c", panel_width=panel_width)
+    swatches = [where(sheet, colour) for colour in REGION_COLOURS.values()]
+    assert all(len(swatch) == 16 * 16 for swatch in swatches)
+    assert len({int(swatch[:, 0].min()) for swatch in swatches}) == lines
+
+
+def test_sheet_label_stays_within_its_row() -> None:
+    def label_of_second_row(first: str) -> np.ndarray:
+        sheet = contact_sheet(
+            [[solid((9, 8, 7))], [solid((7, 8, 9))]], ["a"], [first, "second"], title="t"
+        )
+        top, left = where(sheet, (7, 8, 9)).min(axis=0)
+        return np.asarray(sheet)[top:, :left]
+
+    assert np.array_equal(label_of_second_row("word " * 400), label_of_second_row("word"))
+
+
 def test_sheet_depth_bar_runs_from_near_to_far() -> None:
     panel = [[solid((1, 2, 3), 100, 100)]]
     arguments = (panel, ["a"], ["b"])
@@ -242,18 +261,19 @@ def test_png_round_trip_makes_folders(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["b.png", "c.png"]
 
 
+@pytest.mark.parametrize("method", ["write_bytes", "replace"])
 def test_interrupted_write_keeps_the_old_file_and_leaves_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     path = tmp_path / "x.bin"
     write_atomic(path, b"old")
 
-    def full_disk(self: Path, data: bytes) -> int:
+    def full_disk(self: Path, _: object) -> None:
         with self.open("wb") as file:
-            file.write(data[:1])
+            file.write(b"n")
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(Path, method, full_disk)
     with pytest.raises(OSError, match="no space"):
         write_atomic(path, b"new content")
     assert path.read_bytes() == b"old"

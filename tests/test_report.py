@@ -34,6 +34,7 @@ class Page(HTMLParser):
         self.tables: list[list[list[str]]] = []
         self.values: list[list[list[float]]] = []
         self.best: list[float] = []
+        self.verdicts: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -43,6 +44,8 @@ class Page(HTMLParser):
         self.tags.append((tag, attributes))
         if tag not in VOID:
             self.open.append(tag)
+        if attributes.get("class") in {"good", "bad", "same"} and "table" in self.open:
+            self.verdicts.append(attributes["class"] or "")
         if tag == "table":
             self.tables.append([])
             self.values.append([])
@@ -145,7 +148,7 @@ def test_report_is_one_self_contained_file(tmp_path: Path) -> None:
 
 
 def test_same_run_gives_the_same_bytes_and_out_is_respected(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", history=True)
+    run = make_run(tmp_path / "run")
     first = write_report(run, tmp_path / "new" / "first.html").read_bytes()
     assert first == write_report(run, tmp_path / "second.html").read_bytes()
     assert not (run / "report.html").exists()
@@ -214,6 +217,19 @@ def test_best_of_each_row_is_marked_and_ties_are_not(tmp_path: Path) -> None:
     for region in order:  # the clean images never change: no best
         expected += [middle["table"][region][name] for name in METRICS]
     assert page.best == expected
+
+
+@pytest.mark.parametrize(("backwards", "verdict"), [(False, "good"), (True, "bad")])
+def test_change_is_judged_by_the_sense_of_the_metric(
+    tmp_path: Path, backwards: bool, verdict: str
+) -> None:
+    record = metrics()  # errors fall and shares rise, but for the clean images
+    if backwards:
+        record["evaluations"].reverse()
+    page = read(make_run(tmp_path / "run", record))
+    summary = [verdict] * 6 + ["same", verdict]
+    cards = [verdict] * 6 * len(METRICS) + ["same"] * len(METRICS)
+    assert page.verdicts == summary + cards
 
 
 def test_columns_say_label_step_and_change(tmp_path: Path) -> None:
@@ -296,8 +312,11 @@ def test_hostile_names_are_shown_and_never_obeyed(tmp_path: Path) -> None:
     (run / "config.yaml").write_text(f"x: {HOSTILE}\n")
     name = "<b onclick=x>&quot;'\"><i>"
     (run / "pictures/0000_start.png").rename(run / f"pictures/{name}.png")
+    damaged = "<b onclick=y>damaged"
+    (run / f"pictures/{damaged}.png").write_bytes(b"nothing")
     page = read(run)
     assert page.text.count(HOSTILE) >= 9
+    assert f"pictures/{damaged}.png is not a readable image." in page.text
     assert name in page.text
     assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
     assert not any("onerror" in a or "onclick" in a for _, a in page.tags)

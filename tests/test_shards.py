@@ -95,7 +95,7 @@ class TestReading:
         with ShardSet.open(directory) as shards:
             assert len(shards.index.shards) > 2
             assert len(shards) == len(frames)
-            for i in np.random.default_rng(0).permutation(len(frames)).tolist():
+            for i in np.random.default_rng(0).permutation(len(frames)):
                 assert_same_frame(shards.read(i), frames[i])
 
     def test_columns(self, directory: Path, frames: list[RawFrame]) -> None:

@@ -24,7 +24,7 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int16, UInt8
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Points = NDArray[np.floating]
 
@@ -224,13 +224,13 @@ class Ball:
         """1/z of the front hit of each ray, 0 where it misses."""
         o = origin - self.centre
         a = np.einsum("...i,...i->...", rays, rays)
-        return 1 / _first_root(a, rays @ o, o @ o - self.radius**2)
+        return 1 / _first_root(a, rays @ o, float(o @ o) - self.radius**2)
 
 
 Surface = Quad | Drum | Ball
 
 
-def _first_root(a: Points, half_b: Points, c: np.floating | float) -> Points:
+def _first_root(a: Points, half_b: Points, c: float) -> Points:
     """The smaller root of ``a z^2 + 2 half_b z + c`` for a camera outside (c > 0), else +inf."""
     discriminant = half_b**2 - a * c
     hit = (discriminant > 0) & (half_b < 0)
@@ -410,7 +410,7 @@ class Camera:
     @classmethod
     def looking(
         cls,
-        position: ArrayLike,
+        position: Points,
         *,
         yaw: float,
         pitch: float,
@@ -430,7 +430,7 @@ class Camera:
         K_px = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
         rotation = np.stack([right, np.cross(forward, right), forward], axis=1)
         return cls(
-            position=np.asarray(position, dtype=np.float64),
+            position=position,
             rotation=rotation,
             K_px=K_px,
             height=height,

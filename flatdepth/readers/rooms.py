@@ -49,7 +49,7 @@ from flatdepth.readers.raycast import (
 from flatdepth.shards.codec import encode_log_u16
 from flatdepth.types import Frame, RawFrame
 
-Vec = NDArray[np.float64]
+Vec = NDArray[np.floating]
 Rng = np.random.Generator
 
 CLEARANCE_M = 0.45
@@ -1115,7 +1115,7 @@ def _corridor(rng: Rng, height: int, width: int) -> NDArray[np.uint8]:
     size = np.array([rng.uniform(1.9, 3.2), rng.uniform(10, 24), rng.uniform(2.4, 3.4)])
     scene = _build_room(rng, size, furnished=False)
     camera = Camera.looking(
-        (rng.uniform(0.35, 0.65) * size[0], 0.8, rng.uniform(1.3, 1.7)),
+        np.array([rng.uniform(0.35, 0.65) * size[0], 0.8, rng.uniform(1.3, 1.7)]),
         yaw=rng.uniform(-0.12, 0.12),
         pitch=rng.uniform(-0.1, 0.03),
         fov=math.radians(rng.uniform(55, 80)),
@@ -1154,17 +1154,18 @@ def _street(rng: Rng, height: int, width: int) -> NDArray[np.uint8]:
             )
             at = side * (half + kerb), y + length / 2, turn
             if rng.random() < 0.85:
-                build.place(walls, *at, coat=replace(_FAR, spacing_m=1.5))
+                build.place(walls, *at, coat=replace(_FAR, spacing_m=2.5))
                 build.place(windows, *at, coat=_FAR, solid=False)
             y += length + (0 if rng.random() < 0.6 else rng.uniform(1.5, 5))
         for y in np.arange(rng.uniform(5, 9), 70, rng.uniform(8, 13)):
             if rng.random() < 0.65:
                 tree = _tree(rng, leaves, bark)
-                build.place(tree, side * (half + 0.6), float(y), 0, z=0.1, coat=_FAR)
+                build.place(tree, side * (half + 0.6), float(y), 0, z=0.1, coat=_NEAR)
     return _outdoor_view(rng, build, rng.uniform(-0.9, 0.9) * half, height, width)
 
 
 _FAR = Coat(hazy=True, spacing_m=4.0)
+_NEAR = Coat(hazy=True, spacing_m=0.7)
 
 
 def _terrace(rng: Rng, length: float, wall: int, glass: int, trim: int) -> tuple[_Piece, _Piece]:
@@ -1204,12 +1205,12 @@ def _landscape(rng: Rng, height: int, width: int) -> NDArray[np.uint8]:
     for y in np.geomspace(100, 520, 18):
         radius, rise = rng.uniform(0.5, 1.5) * y, rng.uniform(0.06, 0.24) * y
         centre = np.array([rng.uniform(-0.9, 0.9) * y, y + radius, rise - radius])
-        coat = replace(_FAR, paint=fields[rng.integers(len(fields))], spacing_m=30.0)
+        coat = replace(_FAR, paint=fields[rng.integers(len(fields))], spacing_m=0.2 * radius)
         build.surfaces.append(Ball(centre=centre, radius=radius, coat=coat))
     for side in (lane - 1.2, lane + wide + 1.2):
         for y in np.arange(rng.uniform(7, 12), 110, rng.uniform(7, 13)):
             if rng.random() < 0.6:
-                build.place(_tree(rng, leaves, bark), side, float(y), 0, coat=_FAR)
+                build.place(_tree(rng, leaves, bark), side, float(y), 0, coat=_NEAR)
             else:
                 post = _box(-0.08, 0.08, -0.08, 0.08, 0, 1.3, bark)
                 piece = _Piece(width=0, depth=0, boxes=(post,))
@@ -1229,7 +1230,7 @@ def _outdoor_view(
         irradiance=rng.uniform(2, 5) * np.array([1.1, 1.0, 0.82]),
     )
     camera = Camera.looking(
-        (x, 0.0, rng.uniform(1.5, 4.0)),
+        np.array([x, 0.0, rng.uniform(1.5, 4.0)]),
         yaw=rng.uniform(-0.2, 0.2),
         pitch=rng.uniform(-0.05, 0.1),
         fov=math.radians(rng.uniform(50, 75)),
@@ -1241,9 +1242,9 @@ def _outdoor_view(
 
 def _posterised(rng: Rng, image: Image.Image) -> Image.Image:
     """Few flat tones, as in a screen print."""
-    flat = ImageOps.autocontrast(image, cutoff=1).filter(ImageFilter.MedianFilter(5))
-    count = int(rng.integers(3, 7))
-    steps = [round(255 * ((x * count) // 256) / (count - 1)) for x in range(256)]
+    flat = image.filter(ImageFilter.MedianFilter(5))
+    count = int(rng.integers(4, 8))
+    steps = [round(255 * ((x * count) // 256 + 0.5) / count) for x in range(256)]
     return flat.point(steps * 3)
 
 

@@ -1,12 +1,13 @@
 """Reading shard sets: any sample of any shard in one range read, local or remote."""
 
+import io
 import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any, SupportsIndex
 
 import fsspec
 import numpy as np
@@ -99,12 +100,13 @@ class ShardSet:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, i: int) -> RawFrame:
+    def read(self, i: SupportsIndex) -> RawFrame:
         """Sample ``i`` as it was packed: image bytes untouched, depth codes bit for bit.
 
         Raises:
             UserError: its shard is missing, truncated or damaged at this sample.
         """
+        i = int(i)
         blob = self.read_bytes(i)
         start = int(self._spans[i, 0])
         parts = {}
@@ -120,8 +122,9 @@ class ShardSet:
                 f"({error}); find all damage with: python tools/pack.py verify {self.url}"
             ) from error
 
-    def read_bytes(self, i: int) -> bytes:
+    def read_bytes(self, i: SupportsIndex) -> bytes:
         """The bytes of sample ``i`` from its first member to its last, tar headers between."""
+        i = int(i)
         start, end = (int(v) for v in self._spans[i])
         number = int(self.index.shard[i])
         path = self.shard_path(number)
@@ -143,9 +146,9 @@ class ShardSet:
         """Path of a shard in the set's file system."""
         return f"{self._root}/{self.index.shards[number].name}"
 
-    def open_shard(self, number: int) -> IO[bytes]:
+    def open_shard(self, number: int) -> io.IOBase:
         """A whole shard as a file. Raises OSError if it cannot be opened."""
-        file: IO[bytes] = self._fs.open(self.shard_path(number), "rb")
+        file: io.IOBase = self._fs.open(self.shard_path(number), "rb")
         return file
 
     def close(self) -> None:
