@@ -43,7 +43,7 @@ def parse_config(
     parser.add_class_arguments(kind)
     keys = sorted(vars(parser.get_defaults().as_flat()).keys() - {"config"})
     try:
-        config = parser.instantiate_classes(parser.parse_args(list(arguments)))
+        config = parser.instantiate(parser.parse_args(list(arguments)))
     except ArgumentError as error:
         files = [arg for arg in arguments if arg.endswith((".yaml", ".yml", ".json"))]
         where = f"{files[-1].removeprefix('--config=')}: " if files else ""

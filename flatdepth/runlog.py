@@ -54,7 +54,6 @@ class RunLog:
             text = yaml.safe_dump(_plain(config), sort_keys=False)
             write_atomic(run / "config.yaml", text.encode())
             _keep_history(run / "history.jsonl", progress.step)
-            self._history = (run / "history.jsonl").open("a", encoding="utf-8")
             self._say(_headline(run, config, accelerator, progress))
             if sys.stderr.isatty():
                 self._bar = tqdm(
@@ -71,8 +70,8 @@ class RunLog:
         step = self._progress.step
         if self._main:
             record = {"step": step} | {name: _json_number(v) for name, v in values.items()}
-            self._history.write(json.dumps(record) + "\n")
-            self._history.flush()
+            with (self._run / "history.jsonl").open("a", encoding="utf-8") as history:
+                history.write(json.dumps(record) + "\n")
             if self._bar is not None:
                 self._bar.update()
                 self._bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['lr']:.1e}")
@@ -116,7 +115,6 @@ class RunLog:
         """Write the last metrics.json and report; returns the metrics."""
         if self._main:
             self._write(finished=finished)
-            self._history.close()
             if self._bar is not None:
                 self._bar.close()
             if finished:

@@ -8,6 +8,7 @@ of the step.
 
 import dataclasses
 import math
+import os
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from jaxtyping import Float
 from torch import Tensor
 
@@ -163,16 +164,29 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
-    """The accelerator of a run; on a CPU fp16 becomes full precision, with a word about it."""
+    """The accelerator of a run; on a CPU fp16 becomes full precision, with a word about it.
+
+    Raises:
+        UserError: the launcher started processes that accelerate does not join into one run.
+    """
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     precision = config.precision
-    if precision == "fp16" and not torch.cuda.is_available():
+    if precision == "fp16" and on_cpu:
         print("note: fp16 needs a GPU; this run uses full precision", file=sys.stderr)
         precision = "no"
-    return Accelerator(
+    accelerator = Accelerator(
+        cpu=on_cpu,
         mixed_precision=precision,
         log_with=None if config.tracker == "none" else config.tracker,
         project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tracker")),
     )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise UserError(
+            f"the launcher started {launched} processes, but accelerate sees "
+            f"{accelerator.num_processes}; launch with torchrun or a matching accelerate config"
+        )
+    return accelerator
 
 
 def accumulation_steps(config: TrainConfig, ranks: int) -> int:

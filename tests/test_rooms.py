@@ -45,6 +45,7 @@ from flatdepth.readers.rooms import (
     room_camera,
     room_scene,
 )
+from flatdepth.shards.codec import decode_frame
 from flatdepth.types import Frame
 
 EAST, NORTH, UP = np.eye(3)
@@ -167,14 +168,13 @@ def test_box_depth_is_the_closed_form(
     shape: tuple[int, int],
 ) -> None:
     size = np.array([4.0, 7.0, 2.7])
-    box = Scene(**{**vars(empty_room(size)), "surfaces": empty_room(size).surfaces[:6]})
     camera = Camera.looking(
         np.array(place) * size, yaw=yaw, pitch=pitch, fov=fov, height=shape[0], width=shape[1]
     )
-    _, inverse = cast(box, camera, *camera.grid(1), np.float64)
+    _, inverse = cast(empty_room(size), camera, *camera.grid(1), np.float64)
     rays = rays_of(camera)
-    with np.errstate(divide="ignore"):
-        exits = (np.where(rays > 0, size, 0) - camera.position) / rays
+    with np.errstate(divide="ignore", over="ignore"):
+        exits = np.abs((np.where(rays > 0, size, 0) - camera.position) / rays)
     np.testing.assert_allclose(1 / inverse, exits.min(axis=-1), rtol=1e-11)
 
 
@@ -353,15 +353,17 @@ def test_a_block_throws_a_shadow() -> None:
     x = np.array([0.0, 2.5])
     dark = scene_of(ground, emitters=(lamp,), sky=uniform_sky(0.0), bodies=(body,))
     open_ = scene_of(ground, emitters=(lamp,), sky=uniform_sky(0.0))
-    # The radiance a block bounces back is small; without light on the block there is none.
-    assert lookup(dark, x)[0].max() < 0.05 * lookup(open_, x)[0].min()
-    assert lookup(dark, x)[1].min() > 0.95 * lookup(open_, x)[1].max() * (1 / 3)
+    under, beside = lookup(dark, x) / lookup(open_, x)
+    assert under.max() < 0.05  # what the block itself sends back
+    np.testing.assert_allclose(beside, 1, rtol=0.05)
 
 
 def test_radiance_is_albedo_times_light() -> None:
     albedo = (0.2, 0.4, 0.6)
     scene = scene_of(floor_quad(400.0, spacing_m=50.0), paints=(plain_paint(albedo),))
-    camera = Camera.looking(np.array([0.0, 0.0, 2.0]), yaw=0.3, pitch=-1.2, fov=1.0, height=20, width=24)
+    camera = Camera.looking(
+        np.array([0.0, 0.0, 2.0]), yaw=0.3, pitch=-1.2, fov=1.0, height=20, width=24
+    )
     np.testing.assert_allclose(
         shade(scene, camera), np.broadcast_to(np.float32(albedo), (20, 24, 3)), rtol=1e-5
     )
@@ -371,7 +373,9 @@ def test_far_texture_fades_to_its_mean_instead_of_flickering() -> None:
     checks = np.indices((256, 256)).sum(axis=0) % 2
     paint = Paint.from_texture(np.repeat(checks[..., None].astype(float), 3, axis=2), 1.0)
     scene = scene_of(floor_quad(400.0, spacing_m=50.0), paints=(paint,))
-    camera = Camera.looking(np.array([0.0, 0.0, 20.0]), yaw=0.3, pitch=-1.2, fov=1.0, height=20, width=24)
+    camera = Camera.looking(
+        np.array([0.0, 0.0, 20.0]), yaw=0.3, pitch=-1.2, fov=1.0, height=20, width=24
+    )
     np.testing.assert_allclose(shade(scene, camera), 0.5, rtol=1e-5)
 
 
@@ -406,8 +410,6 @@ def test_rooms_reader_lists_every_view_once() -> None:
 
 
 def test_rooms_reader_gives_what_was_drawn() -> None:
-    from flatdepth.shards.codec import decode_frame
-
     reader = pickle.loads(pickle.dumps(RoomsReader(scenes=3, height=60, width=84, seed=7)))
     item = reader.list().items[13]
     raw = reader.read(item)

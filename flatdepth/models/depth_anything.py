@@ -478,7 +478,7 @@ def _never_decays(name: str, parameter: Tensor) -> bool:
 
 def _call(function: Callable[..., Tensor], *args: object, recompute: bool) -> Tensor:
     """Call ``function``, recomputing its activations in the backward pass if asked."""
-    if recompute and torch.is_grad_enabled():
+    if recompute:
         # Nothing in the model draws random numbers, so no generator state has to be kept.
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return function(*args)

@@ -480,7 +480,7 @@ class _QuadTable:
             a=a,
             b=b,
             normal=np.cross(a, b),
-            size=np.array([q.size for q in quads]),
+            size=np.array([q.size for q in quads], dtype=np.float64),
             quads=quads,
         )
 
@@ -757,7 +757,7 @@ def develop(
     # The logarithmic mean, as a light meter weighs it: a bright window does not darken the room.
     sparse = radiance[::4, ::4].mean(axis=2)
     mean = float(np.exp(np.log(np.maximum(sparse, 1e-3)).mean()))
-    gain = np.float32(exposure * 0.34 / mean)
+    gain = np.float32(exposure * 0.3 / mean)
     codes = np.clip(radiance * (gain * (len(_TONES) / _TONE_RANGE)), 0, len(_TONES) - 1)
     return _TONES.take(codes.astype(np.uint16))
 
@@ -872,7 +872,9 @@ def _bake(scene: Scene) -> _Lightmaps:
             grid = _open_grid(surface, surface.coat.light)
         else:
             span = np.s_[start : start + rows * columns]
-            soft = _blur(_blur(bounced[span].reshape(rows, columns, 3)))
+            soft = bounced[span].reshape(rows, columns, 3)
+            if min(rows, columns) > 3:
+                soft = _blur(_blur(soft))
             grid = _refine(direct[span].reshape(rows, columns, 3) + soft) * np.float32(gain)
         values.append(grid.reshape(-1, 3))
         starts.append(total)
@@ -903,9 +905,7 @@ def _blur(grid: NDArray[np.float32]) -> NDArray[np.float32]:
 def _refine(grid: NDArray[np.float32]) -> NDArray[np.float32]:
     """Bilinear interpolation to cells finer than the baked points."""
     rows, columns = (_interpolation(n) for n in grid.shape[:2])
-    return np.einsum("rj,jkc->rkc", rows, np.einsum("sk,jkc->jsc", columns, grid)).astype(
-        np.float32
-    )
+    return np.einsum("rj,jsc->rsc", rows, np.einsum("sk,jkc->jsc", columns, grid))
 
 
 def _interpolation(nodes: int) -> NDArray[np.float32]:

@@ -1,0 +1,63 @@
+"""Shared data: a few tiny rooms and pictures, packed once for the whole test run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flatdepth.pack import pack
+from flatdepth.readers.rooms import PicturesReader, RoomsReader
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class TinySets:
+    """Directories of a set of rooms (5 scenes of 3 frames, 84 x 112 px) and one of pictures."""
+
+    rooms: Path
+    pictures: Path
+
+    def config(self, folder: Path, **overrides: object) -> Path:
+        """Write the config file of a run of a few seconds; its runs go to ``folder``/runs."""
+        values: dict[str, object] = {
+            "name": "tiny",
+            "runs": str(folder / "runs"),
+            "steps": 6,
+            "batch": 4,
+            "micro_batch": 2,
+            "precision": "no",
+            "save_every": 2,
+            "keep": 10,
+            "log_every": 1,
+            "tracker": "none",
+            "data": {
+                "train": [{"path": str(self.rooms)}],
+                "art": [str(self.pictures)],
+                "height": 56,
+                "width": 70,
+                "threads": 2,
+            },
+            "model": {"encoder": "vitt", "checkpointing": "none"},
+            "optim": {"lr": 1e-3, "head_lr_factor": 1.0},
+            "eval": {"every": 3, "images": 0, "batch": 2, "pictures": 2},
+        }
+        for key, value in overrides.items():
+            group, _, name = key.partition("__")
+            if name:
+                values.setdefault(group, {})[name] = value  # type: ignore[attr-defined]
+            else:
+                values[group] = value
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+
+@pytest.fixture(scope="session")
+def tiny_sets(tmp_path_factory: pytest.TempPathFactory) -> TinySets:
+    folder = tmp_path_factory.mktemp("sets")
+    rooms, pictures = folder / "rooms", folder / "pictures"
+    pack(RoomsReader(scenes=5, frames_per_scene=3, height=84, width=112), str(rooms), workers=1)
+    pack(PicturesReader(pictures=4, height=84, width=112), str(pictures), workers=1)
+    return TinySets(rooms=rooms, pictures=pictures)
