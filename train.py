@@ -1,8 +1,8 @@
 """Train a depth model that flat pictures of scenes do not fool.
 
-    accelerate launch train.py                              the quickstart, on CPU or GPU
-    accelerate launch train.py --config FILE --name NAME    your own run
-    python train.py --help                                  every knob
+accelerate launch train.py                              the quickstart, on CPU or GPU
+accelerate launch train.py --config FILE --name NAME    your own run
+python train.py --help                                  every knob
 """
 
 import sys

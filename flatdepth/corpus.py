@@ -118,7 +118,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     val_sets = [_open(path, "depth", "data.val") for path in config.val]
     art_sets = [_open(path, "art", "data.art") for path in config.art]
     starts = np.cumsum([0, *(len(shards) for shards in (*train_sets, *val_sets))])
-    train, held_out = [], []
+    train: list[Subset] = []
+    held_out: list[Subset] = []
     for shards, start in zip(train_sets, starts, strict=False):
         split = _split(shards, config)
         for name, subsets in (("train", train), ("val", held_out)):

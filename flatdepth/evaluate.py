@@ -5,7 +5,7 @@ and only per-image rows are gathered, so the figures depend neither on the numbe
 the batch size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,7 +153,7 @@ def align_inverse_depth(
     return aligned.clamp(1 / far, 1 / near).reciprocal().float()
 
 
-def _chunks(samples, size: int):  # type: ignore[no-untyped-def]
+def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     chunk: list[Sample] = []
     for sample in samples:
         chunk.append(sample)
@@ -215,7 +215,7 @@ def _row(batch: Batch, pred_m: Tensor, position: int, sample: Sample) -> _Row:
             colour_error(prediction, truth, valid, ERROR_LIMIT),
             colour_region(image, batch.region[position, 0].cpu().numpy()),
         ],
-        title=f"{sample.frame.key}\n{kinds}",
+        title=f"{sample.frame.dataset} {sample.frame.key}\n{kinds}",
         limits_m=(low, high),
     )
 

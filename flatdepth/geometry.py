@@ -50,10 +50,11 @@ def fit_planes_robust(
     tolerance: float,
     refits: int = 3,
 ) -> tuple[Float64[np.ndarray, "k 3"], Bool[np.ndarray, "k n"]]:
-    """Planes through k triples of points, each refitted to its own inliers (locally optimised RANSAC).
+    """Planes through k triples of points, each refitted to its own inliers.
 
     The residual of a point is ``|1/z - m.ray| / (m.ray)``, its relative deviation in depth. The
-    tolerance is annealed from 2x to 1x over the refits (Chum, Matas & Kittler 2003, LO-RANSAC).
+    tolerance is annealed from 2x to 1x over the refits (locally optimised RANSAC, Chum, Matas &
+    Kittler 2003).
 
     Args:
         rays: rays of all points with known depth.
@@ -195,7 +196,6 @@ class View:
         u = self.width - u if self.flip else u
         source_u = self.left + u * self.crop_width / self.width
         return source_u, self.top + v * self.crop_height / self.height
-
 
     def view_pixels(
         self, u: Float64[np.ndarray, "..."], v: Float64[np.ndarray, "..."]

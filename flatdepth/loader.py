@@ -5,7 +5,7 @@ threads in the training process keep up without pickling or shared memory. Resul
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -74,7 +74,7 @@ def training_samples(
     rank: int,
     ranks: int,
     accumulation: int,
-) -> Iterator[list[Sample]]:
+) -> Generator[list[Sample], None, None]:
     """Endless micro-batches of one rank from an optimiser step on.
 
     A sample, its crop and its pastes are functions of (seed, position) and the configuration, so
@@ -136,7 +136,7 @@ def _training_sample(
 def validation_sample(
     corpus: Corpus, config: TrainConfig, subset: Subset, place: int, *, pasted: bool
 ) -> Sample:
-    """The central view of a validation frame, clean or with pastes that depend on the seed alone."""
+    """The central view of a validation frame, clean or with the pastes of the validation seed."""
     frame = subset.frame(place)
     identity = subset.identity(place)
     view = central_view(frame.depth_m.shape, config.data)

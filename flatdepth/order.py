@@ -61,10 +61,10 @@ class Draw:
 class Order:
     """An endless stream over several sets of samples, mixed by weight.
 
-    The stream is cut into blocks of 1000 positions. Every block holds the same number of samples of
-    each set (its weight by largest remainder), in a permuted order, so the mixture is exact in every
-    block. Each set is gone through in epochs: every sample once per epoch, in an order of its own
-    for each (seed, set, epoch).
+    The stream is cut into blocks of 1000 positions. Every block holds the same number of samples
+    of each set (its weight by largest remainder), in a permuted order, so the mixture is exact in
+    every block. Each set is gone through in epochs: every sample once per epoch, in an order of
+    its own for each (seed, set, epoch).
 
     Attributes:
         sizes: number of samples per set, all positive.

@@ -193,9 +193,7 @@ def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
     )
 
 
-def _headline(
-    run: Path, config: TrainConfig, accelerator: Accelerator, progress: Progress
-) -> str:
+def _headline(run: Path, config: TrainConfig, accelerator: Accelerator, progress: Progress) -> str:
     if progress.step >= config.steps:
         begin = f"{run} is complete at step {progress.step}"
     elif progress.step:

@@ -2,8 +2,8 @@
 
 ``train`` is the whole flow: positions -> samples -> batch -> paste stage -> model -> loss -> step.
 accelerate owns the process group, device, autocast, gradient scaling, accumulation, clipping, the
-saved state and the trackers. The loader and the schedule stay outside it: what they do is a function
-of the step.
+saved state and the trackers. The loader and the schedule stay outside it: what they do is a
+function of the step.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     groups = parameter_groups(
         model, config.optim.lr, config.optim.head_lr_factor, config.optim.weight_decay
     )
-    peak_rates = [group["lr"] for group in groups]
+    peak_rates: list[Any] = [group["lr"] for group in groups]
     on_cuda = accelerator.device.type == "cuda"
     optimizer = torch.optim.AdamW(groups, fused=on_cuda or None)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -220,9 +220,7 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthAnythingV
 
 
 @torch.no_grad()
-def make_training_batch(
-    samples: list[Sample], config: TrainConfig, device: torch.device
-) -> Batch:
+def make_training_batch(samples: list[Sample], config: TrainConfig, device: torch.device) -> Batch:
     """Samples as the model sees them: on the device, with pastes and changed colours."""
     depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
     batch, plans, factors = to_device(
@@ -264,9 +262,7 @@ class StopRequest:
         self.received = True
 
 
-def _agree(
-    loss: Tensor, stop: StopRequest, accelerator: Accelerator
-) -> tuple[float, bool]:
+def _agree(loss: Tensor, stop: StopRequest, accelerator: Accelerator) -> tuple[float, bool]:
     """The mean loss over ranks (not finite if it is so on any) and whether any rank was stopped."""
     mine = torch.stack([loss, torch.full_like(loss, float(stop.received))])
     total, stops = accelerator.reduce(mine, "sum").tolist()
@@ -311,9 +307,7 @@ def _is_best(progress: Progress, config: TrainConfig) -> bool:
     return better
 
 
-def _count_bad_steps(
-    progress: Progress, taken: bool, keys: list[str], config: TrainConfig
-) -> None:
+def _count_bad_steps(progress: Progress, taken: bool, keys: list[str], config: TrainConfig) -> None:
     progress.bad_steps = 0 if taken else progress.bad_steps + 1
     progress.skipped_steps += not taken
     if progress.bad_steps >= config.max_bad_steps:

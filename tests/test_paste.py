@@ -46,9 +46,7 @@ def wall_frame(seed: int, *, clutter: bool = True, holes: bool = True) -> Frame:
     return Frame(image=image, depth_m=depth, K_px=K, key=str(seed), dataset="t", scene="s")
 
 
-WHOLE = View(
-    top=0, left=0, crop_height=HEIGHT, crop_width=WIDTH, height=HEIGHT, width=WIDTH
-)
+WHOLE = View(top=0, left=0, crop_height=HEIGHT, crop_width=WIDTH, height=HEIGHT, width=WIDTH)
 
 
 def thin(frame: Frame) -> ThinView:
@@ -57,9 +55,7 @@ def thin(frame: Frame) -> ThinView:
 
 def plan(frame: Frame, identity: int, config: PasteConfig = ALWAYS) -> tuple[Paste, ...]:
     draws = Draws(0, 0, identity)
-    return plan_pastes(
-        thin(frame), draws, config, picture_aspects=ASPECTS, depth_range_m=RANGE_M
-    )
+    return plan_pastes(thin(frame), draws, config, picture_aspects=ASPECTS, depth_range_m=RANGE_M)
 
 
 def clean_batch(frames: list[Frame]) -> Batch:
@@ -157,7 +153,7 @@ def test_art_is_warped_as_kornia_warps_it() -> None:
     )
     (only,) = plan(frame, 1, config)
     smooth = np.indices((HEIGHT, WIDTH)).sum(axis=0)[..., None] * np.array([0.5, 0.4, 0.3])
-    smooth = (smooth + [0, 30, 60]).astype(np.uint8)
+    smooth = (smooth + np.array([0, 30, 60])).astype(np.uint8)
     only = dataclasses.replace(only, gain=1.0, tint=(1.0, 1.0, 1.0), level=0)
     stacked = stack_plans([(only,)], [[smooth]], height=HEIGHT, width=WIDTH, tolerance=0.02)
     after = paste(clean_batch([frame]), stacked, depth_range_m=RANGE_M)
@@ -172,7 +168,7 @@ def test_art_is_warped_as_kornia_warps_it() -> None:
     )
     inside = (after.region == Region.ART).expand_as(reference).clone()
     distance = torch.from_numpy(
-        (np.stack([*np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)], -1))
+        np.stack([*np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)], -1)
     )
     homogeneous = torch.cat([distance, torch.ones_like(distance[..., :1])], dim=-1)
     edge = (homogeneous @ torch.from_numpy(only.outer).T).amin(-1)

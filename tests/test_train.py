@@ -182,9 +182,7 @@ def test_a_finished_run_is_not_trained_again(whole_run: Path) -> None:
     assert len(history(whole_run)) == 6
 
 
-def test_an_unsafe_change_on_resume_is_refused_by_name(
-    tiny_sets: TinySets, whole_run: Path
-) -> None:
+def test_an_unsafe_change_on_resume_is_refused_by_name(whole_run: Path) -> None:
     done = subprocess.run(
         command(whole_run / "config.yaml", "--optim.lr=0.5"),
         capture_output=True,
@@ -303,7 +301,7 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_finally_named(
     assert metrics["skipped_steps"] == 2
     run = tmp_path / "runs" / "tiny"
     records = history(run)
-    assert [record["loss"] is None for record in records] == [False, True, False, True, False, False]
+    assert [record["step"] for record in records if record["loss"] is None] == [2, 4]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert all(
         tensor.isfinite().all() for tensor in load_file(run / "weights/final.safetensors").values()
@@ -363,9 +361,7 @@ def test_loss_weights_follow_regions_and_validity(
     assert len(batch.region.unique()) >= 3
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(
-    tiny_sets: TinySets, tmp_path: Path
-) -> None:
+def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_sets: TinySets, tmp_path: Path) -> None:
     config = read_config(tiny_sets.config(tmp_path))
     assert accumulation_steps(config, 2) == 1
     with pytest.raises(UserError, match="multiple of micro_batch x devices = 2 x 3 = 6, got 4"):

@@ -87,7 +87,9 @@ def stack_plans(
     tint = np.ones((layers, batch, 3))
     frame_colour = np.zeros((layers, batch, 3))
     any_picture = any(picture is not None for row in pictures for picture in row)
-    picture_px = np.zeros((layers, batch, 3, height, width), dtype=np.uint8) if any_picture else None
+    picture_px = (
+        np.zeros((layers, batch, 3, height, width), dtype=np.uint8) if any_picture else None
+    )
     from_centre = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])
     for number, (plan, row) in enumerate(zip(plans, pictures, strict=True)):
         for layer, (paste, picture) in enumerate(zip(plan, row, strict=True)):

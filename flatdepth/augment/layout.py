@@ -28,7 +28,7 @@ from flatdepth.geometry import (
 )
 from flatdepth.types import Frame, Region
 
-CELL_PX = 12.0
+GRID_CELLS = 44
 HYPOTHESES = 32
 MAX_WALL_SLOPE = 0.57
 UP = np.array([0.0, -1.0, 0.0])
@@ -80,8 +80,8 @@ class ThinView:
 
 def thin_view(frame: Frame, view: View) -> ThinView:
     """Sample a frame's depth and luminance on the coarse grid of a view."""
-    columns = max(8, round(view.width / CELL_PX))
-    rows = max(8, round(view.height / CELL_PX))
+    cell = max(view.width, view.height) / GRID_CELLS
+    columns, rows = max(8, round(view.width / cell)), max(8, round(view.height / cell))
     v, u = np.meshgrid(
         (np.arange(rows) + 0.5) * (view.height / rows),
         (np.arange(columns) + 0.5) * (view.width / columns),
@@ -323,7 +323,12 @@ def _local_triples(
 
 
 def _on_plane(
-    m: np.ndarray, centre_ray: np.ndarray, roll: float, aspect: float, area_px2: float, thin: ThinView
+    m: np.ndarray,
+    centre_ray: np.ndarray,
+    roll: float,
+    aspect: float,
+    area_px2: float,
+    thin: ThinView,
 ) -> Rectangle | None:
     """The upright rectangle of about the given projected area on plane m around a ray."""
     normal = m / np.linalg.norm(m)
@@ -491,9 +496,7 @@ def _finish(
         width=rectangle.width - 2 * frame,
         height=rectangle.height - 2 * frame,
     )
-    to_content = np.array(
-        [[1 / content.width, 0, 0.5], [0, -1 / content.height, 0.5], [0, 0, 1.0]]
-    )
+    to_content = np.array([[1 / content.width, 0, 0.5], [0, -1 / content.height, 0.5], [0, 0, 1.0]])
     outer_corners = project(thin.K_px, rectangle.corners())
     inner_corners = project(thin.K_px, content.corners())
     if kind is Region.MIRROR:

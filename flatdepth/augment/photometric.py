@@ -5,8 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from kornia.enhance import adjust_brightness_accumulative, adjust_contrast_with_mean_subtraction
-from kornia.enhance import adjust_gamma, adjust_saturation_with_gray_subtraction
+from kornia.enhance import (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_gamma,
+    adjust_saturation_with_gray_subtraction,
+)
 from torch import Tensor
 
 from flatdepth.augment.rng import Draws, hash_words, name_word
@@ -15,9 +19,7 @@ from flatdepth.config import PhotometricConfig
 COLUMNS = ("brightness", "contrast", "saturation", "gamma", "noise", "noise seed")
 
 
-def draw_photometric(
-    draws: Sequence[Draws], config: PhotometricConfig
-) -> Float[Tensor, "b 6"]:
+def draw_photometric(draws: Sequence[Draws], config: PhotometricConfig) -> Float[Tensor, "b 6"]:
     """Factors per image (columns as in ``COLUMNS``), float64; neutral for unchanged images."""
     rows = np.tile([1.0, 1.0, 1.0, 1.0, 0.0, 0.0], (len(draws), 1))
     for row, own in zip(rows, draws, strict=True):
@@ -33,9 +35,9 @@ def draw_photometric(
 
 
 @torch.no_grad()
-def photometric(image: Float[Tensor, "b 3 h w"], factors: Float[Tensor, "b 6"]) -> (
-    Float[Tensor, "b 3 h w"]
-):
+def photometric(
+    image: Float[Tensor, "b 3 h w"], factors: Float[Tensor, "b 6"]
+) -> Float[Tensor, "b 3 h w"]:
     """Apply brightness, contrast, saturation, gamma and noise to sRGB images in 0..1.
 
     Brightness and contrast scale the values about 0 and about the image's mean, saturation about

@@ -6,7 +6,7 @@ in int64, without overflow, so numpy and torch agree bit for bit on every device
 """
 
 import zlib
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -34,11 +34,13 @@ def _multiply32(x: Words, factor: int) -> Words:
 
 def hash_words(first: Words, *others: Words | int) -> Words:
     """Hash int64 arrays of broadcastable shapes (and integers) to uniform 32-bit words in int64."""
-    state = first * 0
+    state: Any = first * 0
+    word: Any
     for word in (first, *others):
         state = mix32(state + mix32(word & _MASK) + 0x9E3779B9)
         state = mix32(state ^ ((word >> 32) & _MASK) ^ 0x5BD1E995)
-    return state
+    hashed: Words = state
+    return hashed
 
 
 def name_word(name: str) -> int:
