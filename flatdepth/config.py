@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from flatdepth.errors import UserError
+from flatdepth.metrics import METRICS, REGIONS
 
 PATCH = 14
 
@@ -119,7 +120,7 @@ class PasteConfig:
     """Largest relative depth residual of a point that belongs to a wall; also how much nearer than
     the paste something must be to stay in front of it."""
     mirror_portion: tuple[float, float] = (0.4, 0.9)
-    """Range of the mirrored portion's side, as a share of the largest that fits in half the image."""
+    """Range of the mirrored portion's side, as a share of the largest that fits in half an image."""
 
     def __post_init__(self) -> None:
         _require_share("paste.share", self.share)
@@ -272,6 +273,12 @@ class EvalConfig:
         _require(self.batch > 0, f"eval.batch: must be at least 1, got {self.batch}")
         _require(self.pictures >= 0, f"eval.pictures: must be >= 0, got {self.pictures}")
         _require(self.patience >= 0, f"eval.patience: must be >= 0, got {self.patience}")
+        region, _, metric = self.metric.partition(".")
+        _require(
+            region in REGIONS and metric in METRICS,
+            f"eval.metric: expected REGION.METRIC of {', '.join(REGIONS)} and "
+            f"{', '.join(METRICS)}, got '{self.metric}'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,12 @@
 """Shared data: a few tiny rooms and pictures, packed once for the whole test run."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState, GradientState
 
 from flatdepth.pack import pack
 from flatdepth.readers.rooms import PicturesReader, RoomsReader
@@ -52,6 +54,14 @@ class TinySets:
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(values))
         return path
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps its state in the process; a test must not inherit another's precision."""
+    yield
+    GradientState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

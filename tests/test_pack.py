@@ -18,7 +18,6 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
-from test_shards import K_PX, assert_same_frame, make_frame, write_set
 
 from flatdepth.errors import BadFrame, UserError, run_command
 from flatdepth.pack import check_frame, export, ls, merge, pack, part_name, verify
@@ -28,6 +27,7 @@ from flatdepth.shards.codec import depth_metres
 from flatdepth.shards.read import ShardSet
 from flatdepth.shards.write import Output
 from flatdepth.types import DepthCodes, RawFrame
+from tests.test_shards import K_PX, assert_same_frame, make_frame, write_set
 
 ROOT = Path(__file__).parents[1]
 SHARD_MB = 0.012
@@ -172,12 +172,11 @@ class TestPack:
     def test_kill_9_loses_nothing(self, tmp_path: Path, pristine: Path) -> None:
         out = tmp_path / "set"
         code = (
-            "import sys; from pathlib import Path; from test_pack import pack_tiny;"
+            "import sys; from pathlib import Path; from tests.test_pack import pack_tiny;"
             "pack_tiny(Path(sys.argv[1]), raw='slow')"
         )
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(out)], env={**os.environ, "PYTHONPATH": path}
+            [sys.executable, "-c", code, str(out)], env={**os.environ, "PYTHONPATH": str(ROOT)}
         )
         while len(list(out.glob("*.tar"))) < 2 or not list(out.glob(".pack/*.tar.*.tmp")):
             assert process.poll() is None

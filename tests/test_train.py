@@ -327,6 +327,22 @@ def test_evaluation_does_not_depend_on_the_batch_size(
         assert row == pytest.approx(tables[1][region], rel=1e-5)
 
 
+def test_a_run_that_does_not_improve_stops_early_and_keeps_its_best(
+    tiny_sets: TinySets, tmp_path: Path
+) -> None:
+    """With a learning rate of almost nothing no validation is better than the first."""
+    path = tiny_sets.config(
+        tmp_path, optim__lr=1e-12, eval__every=1, eval__patience=2, precision="bf16"
+    )
+    metrics = train(read_config(path))
+    assert metrics["finished"] is True
+    assert [entry["step"] for entry in metrics["evaluations"]][-1] < 6
+    assert metrics["best"]["step"] in [entry["step"] for entry in metrics["evaluations"]]
+    run = tmp_path / "runs" / "tiny"
+    assert (run / "weights" / "best.safetensors").exists()
+    assert len(list((run / "checkpoints").glob("step-*"))) >= 1
+
+
 def test_relative_training_runs_and_is_aligned_before_it_is_judged(
     tiny_sets: TinySets, tmp_path: Path
 ) -> None:

@@ -195,12 +195,13 @@ class DinoV2(nn.Module):
         self.taken = spec.taken
         dim = spec.embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed = nn.Parameter(sine_position_embedding(dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + GRID * GRID, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         self.patch_embed = PatchEmbed(dim)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n d"]]:
         x = self.patch_embed(image)
@@ -213,23 +214,6 @@ class DinoV2(nn.Module):
             if index in self.taken:
                 taken.append(self.norm(x)[:, 1:])
         return taken
-
-
-def sine_position_embedding(dim: int) -> Float[Tensor, "1 m d"]:
-    """Where a fresh encoder starts: sines and cosines of row and column, zero for the class token.
-
-    A quarter of the dimensions each, at wavelengths from 2 pi to 20000 pi patches (Vaswani et al.
-    2017, per axis as in MAE, He et al. 2022). Unlike noise it says from the first step on which
-    tokens are neighbours, also after it was resized.
-    """
-    wavelength = 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angle = torch.arange(GRID, dtype=torch.float64)[:, None] / wavelength
-    axis = torch.cat((angle.sin(), angle.cos()), dim=1)
-    row = axis[:, None].expand(GRID, GRID, -1)
-    patches = torch.cat((row, row.transpose(0, 1)), dim=2).reshape(GRID * GRID, -1)
-    table = torch.zeros(1, 1 + GRID * GRID, dim)
-    table[0, 1:, : patches.shape[1]] = patches
-    return table
 
 
 def resize_position_embedding(
@@ -505,9 +489,8 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that keeps the standard deviation when it is new (LeCun et al. 1998)."""
     layer = nn.Linear(inputs, outputs)
-    _init(layer, 1 / math.sqrt(inputs))
+    _init(layer, 0.02)
     return layer
 
 
