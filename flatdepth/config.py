@@ -119,6 +119,9 @@ class PasteConfig:
     plane_tolerance: float = 0.02
     """Largest relative depth residual of a point that belongs to a wall; also how much nearer than
     the paste something must be to stay in front of it."""
+    depth_noise: float = 0.003
+    """What 1/depth may deviate by besides, in 1/m: a Kinect's disparity step is about 0.003, which
+    is 2 % at 7 m."""
     mirror_portion: tuple[float, float] = (0.4, 0.9)
     """Range of the mirrored portion's side, as a share of the largest that fits in half an image."""
 
@@ -143,6 +146,7 @@ class PasteConfig:
             0 <= self.max_tilt_deg <= 80,
             f"paste.max_tilt_deg: expected 0 to 80, got {self.max_tilt_deg}",
         )
+        _require(self.depth_noise >= 0, f"paste.depth_noise: must be >= 0, got {self.depth_noise}")
         _require(
             0 < self.plane_tolerance <= 0.2,
             f"paste.plane_tolerance: expected above 0, at most 0.2, got {self.plane_tolerance}",

@@ -118,7 +118,6 @@ def predict_depth(
         samples,
         accelerator.device,
         depth_range_m=depth_range_m,
-        tolerance=config.paste.plane_tolerance,
     )
     batch = paste(batch, plans, depth_range_m=depth_range_m)
     with accelerator.autocast():

@@ -48,28 +48,30 @@ def fit_planes_robust(
     triple_values: Float64[np.ndarray, "k 3"],
     *,
     tolerance: float,
+    noise: float,
     refits: int = 3,
 ) -> tuple[Float64[np.ndarray, "k 3"], Bool[np.ndarray, "k n"]]:
     """Planes through k triples of points, each refitted to its own inliers.
 
-    The residual of a point is ``|1/z - m.ray| / (m.ray)``, its relative deviation in depth. The
-    tolerance is annealed from 2x to 1x over the refits (locally optimised RANSAC, Chum, Matas &
+    A point is an inlier if its 1/z deviates from ``m.ray`` by at most ``tolerance * m.ray + noise``.
+    The limit is annealed from 2x to 1x over the refits (locally optimised RANSAC, Chum, Matas &
     Kittler 2003).
 
     Args:
         rays: rays of all points with known depth.
         inverse_depth: their 1/z in 1/m.
         triples, triple_values: rays and 1/z of three points per hypothesis.
-        tolerance: largest relative residual of an inlier.
+        tolerance: share of the depth that an inlier may deviate by.
+        noise: what it may deviate by besides in 1/m, at any depth (a depth camera's disparity).
 
     Returns:
-        The planes m and the inliers at ``tolerance``. Degenerate hypotheses have no inliers.
+        The planes m and their inliers. Degenerate hypotheses have no inliers.
     """
     volume = np.linalg.det(triples)
     usable = np.abs(volume) > 1e-9
     planes = np.zeros((len(triples), 3))
     planes[usable] = np.linalg.solve(triples[usable], triple_values[usable][..., None])[..., 0]
-    inliers = _inliers(planes, rays, inverse_depth, 2 * tolerance)
+    inliers = _inliers(planes, rays, inverse_depth, 2 * tolerance, 2 * noise)
     outer = rays[:, :, None] * rays[:, None, :]
     moment = rays * inverse_depth[:, None]
     for factor in np.linspace(2.0, 1.0, refits):
@@ -78,15 +80,19 @@ def fit_planes_robust(
         normal = np.einsum("kn,nij->kij", weights, outer, optimize=True)
         normal += 1e-12 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(3)
         planes[enough] = np.linalg.solve(normal, (weights @ moment)[..., None])[..., 0]
-        inliers = _inliers(planes, rays, inverse_depth, factor * tolerance)
+        inliers = _inliers(planes, rays, inverse_depth, factor * tolerance, factor * noise)
     return planes, inliers
 
 
 def _inliers(
-    planes: np.ndarray, rays: np.ndarray, inverse_depth: np.ndarray, tolerance: float
+    planes: np.ndarray,
+    rays: np.ndarray,
+    inverse_depth: np.ndarray,
+    tolerance: float,
+    noise: float,
 ) -> np.ndarray:
     predicted = planes @ rays.T
-    return (predicted > 0) & (np.abs(inverse_depth - predicted) <= tolerance * predicted)
+    return (predicted > 0) & (np.abs(inverse_depth - predicted) <= tolerance * predicted + noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

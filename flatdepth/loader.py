@@ -218,13 +218,11 @@ def to_device(
     device: torch.device,
     *,
     depth_range_m: tuple[float, float],
-    tolerance: float,
 ) -> tuple[Batch, PasteBatch, Float[torch.Tensor, "b 6"]]:
     """Copy samples to a device and cut their views there.
 
     Args:
         depth_range_m: (near, far); depth outside is not valid.
-        tolerance: see ``stack_plans``.
 
     Returns:
         The clean batch, the plans to paste into it and the photometric factors.
@@ -252,7 +250,6 @@ def to_device(
         [sample.pictures for sample in samples],
         height=view.height,
         width=view.width,
-        tolerance=tolerance,
     )
     factors = torch.stack([sample.photometric for sample in samples])
     return batch, plans.to(device), _copy(factors, device)

@@ -27,7 +27,6 @@ from itertools import islice, pairwise
 from multiprocessing import parent_process
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
@@ -35,8 +34,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from flatdepth.errors import BadFrame, UserError
-from flatdepth.readers.base import Item, Listing
-from flatdepth.readers.base import Reader as BaseReader
+from flatdepth.readers.base import Item, Listing, Reader
 from flatdepth.shards import (
     INDEX_NAME,
     SKIPPED_NAME,
@@ -59,11 +57,6 @@ from flatdepth.shards.write import (
 from flatdepth.types import DepthCodes, RawFrame
 
 _AHEAD = 4  # items in flight per worker: hides uneven reading times, bounds memory
-
-
-@runtime_checkable
-class Reader(BaseReader, Protocol):
-    """A reader, checkable at run time as the tests' type checker needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -223,9 +223,7 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthAnythingV
 def make_training_batch(samples: list[Sample], config: TrainConfig, device: torch.device) -> Batch:
     """Samples as the model sees them: on the device, with pastes and changed colours."""
     depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
-    batch, plans, factors = to_device(
-        samples, device, depth_range_m=depth_range_m, tolerance=config.paste.plane_tolerance
-    )
+    batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
     batch = paste(batch, plans, depth_range_m=depth_range_m)
     return dataclasses.replace(batch, image=photometric(batch.image, factors))
 

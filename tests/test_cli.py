@@ -29,7 +29,9 @@ def run_train(
     return int(caught.value.code or 0), captured.out, captured.err
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_ready_config_parses_and_says_what_it_is(path: Path) -> None:
     config = parse(f"--config={path}")
     assert config.name == path.stem
@@ -47,7 +49,9 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults() -> None:
 
 
 def test_the_whole_config_survives_being_written_and_read(tmp_path: Path) -> None:
-    config = parse("--paste.share=0.25", "--data.train=[{path: a, weight: 2}]", "--model.head=fresh")
+    config = parse(
+        "--paste.share=0.25", "--data.train=[{path: a, weight: 2}]", "--model.head=fresh"
+    )
     path = tmp_path / "config.yaml"
     plain = dataclasses.asdict(config)
     plain["data"]["crop"] = list(plain["data"]["crop"])

@@ -108,7 +108,7 @@ def test_robust_fit_finds_the_wall_behind_clutter_and_noise() -> None:
     inverse[clutter] *= rng.uniform(1.1, 3.0, clutter.sum())
     triples = rng.choice(len(rays), size=(64, 3))
     planes, inliers = fit_planes_robust(
-        rays, inverse, rays[triples], inverse[triples], tolerance=0.02
+        rays, inverse, rays[triples], inverse[triples], tolerance=0.02, noise=0.0
     )
     best = int(inliers.sum(axis=1).argmax())
     assert np.array_equal(inliers[best], ~clutter)
@@ -118,7 +118,7 @@ def test_robust_fit_finds_the_wall_behind_clutter_and_noise() -> None:
 def test_degenerate_hypotheses_have_no_inliers() -> None:
     rays = pixel_rays(K, np.array([1.0, 1.0, 1.0]), np.array([2.0, 2.0, 2.0]))
     planes, inliers = fit_planes_robust(
-        rays, np.ones(3), rays[None], np.ones((1, 3)), tolerance=0.02
+        rays, np.ones(3), rays[None], np.ones((1, 3)), tolerance=0.02, noise=0.0
     )
     assert np.isfinite(planes).all()
     assert not inliers.any()

@@ -81,7 +81,7 @@ def pasted(frames: list[Frame], plans: list[tuple[Paste, ...]]) -> tuple[Batch, 
     pictures = [
         [picture(p.picture) if p.kind is Region.ART else None for p in one] for one in plans
     ]
-    stacked = stack_plans(plans, pictures, height=HEIGHT, width=WIDTH, tolerance=0.02)
+    stacked = stack_plans(plans, pictures, height=HEIGHT, width=WIDTH)
     batch = clean_batch(frames)
     return batch, paste(batch, stacked, depth_range_m=RANGE_M)
 
@@ -155,7 +155,7 @@ def test_art_is_warped_as_kornia_warps_it() -> None:
     smooth = np.indices((HEIGHT, WIDTH)).sum(axis=0)[..., None] * np.array([0.5, 0.4, 0.3])
     smooth = (smooth + np.array([0, 30, 60])).astype(np.uint8)
     only = dataclasses.replace(only, gain=1.0, tint=(1.0, 1.0, 1.0), level=0)
-    stacked = stack_plans([(only,)], [[smooth]], height=HEIGHT, width=WIDTH, tolerance=0.02)
+    stacked = stack_plans([(only,)], [[smooth]], height=HEIGHT, width=WIDTH)
     after = paste(clean_batch([frame]), stacked, depth_range_m=RANGE_M)
 
     source = torch.tensor([[[0.0, 0], [WIDTH, 0], [WIDTH, HEIGHT], [0, HEIGHT]]])

@@ -67,7 +67,6 @@ def stack_plans(
     *,
     height: int,
     width: int,
-    tolerance: float,
 ) -> PasteBatch:
     """Turn the plans of B images into tensors on the CPU.
 
@@ -75,7 +74,6 @@ def stack_plans(
         plans: per image its pastes from back to front.
         pictures: per paste its picture, stretched to (height, width, 3) uint8, None for a mirror.
         height, width: size of the images in pixels.
-        tolerance: how much nearer than a hung paste, relatively, a thing must be to stay in front.
     """
     layers, batch = max((len(plan) for plan in plans), default=0), len(plans)
     lines = np.zeros((layers, batch, 11, 3))
@@ -98,7 +96,7 @@ def stack_plans(
             matrix = np.concatenate([to_atlas @ paste.surface, paste.outer, paste.inner])
             lines[place] = matrix @ from_centre
             region[place] = int(paste.kind)
-            front[place] = 1 - tolerance if paste.hung else 0.0
+            front[place] = paste.front
             tint[place] = paste.gain * np.asarray(paste.tint)
             frame_colour[place] = paste.gain * np.asarray(paste.frame_colour)
             if picture is not None and picture_px is not None:

@@ -29,7 +29,7 @@ from flatdepth.geometry import (
 from flatdepth.types import Frame, Region
 
 GRID_CELLS = 44
-HYPOTHESES = 32
+HYPOTHESES = 48
 MAX_WALL_SLOPE = 0.57
 UP = np.array([0.0, -1.0, 0.0])
 MIP_LEVELS = 4
@@ -143,6 +143,8 @@ class Paste:
     Attributes:
         kind: ``Region.MIRROR`` or ``Region.ART``.
         hung: on a surface of the scene (else standing in front of it).
+        front: background nearer than ``front`` times the surface's depth stays in front; 0 lets
+            nothing through.
         rectangle: the whole paste with its frame, in camera coordinates.
         surface: (3, 3) to ``(s, t, 1) / z``; (s, t) runs over 0..1 x 0..1 from the top left to the
             bottom right corner of the content, z is the surface's depth in metres.
@@ -159,6 +161,7 @@ class Paste:
 
     kind: Region
     hung: bool
+    front: float
     rectangle: Rectangle
     surface: Float64[np.ndarray, "3 3"]
     outer: Float64[np.ndarray, "4 3"]
@@ -269,6 +272,7 @@ def _hang(
         thin.rays[seeds],
         thin.inverse_depth[seeds],
         tolerance=config.plane_tolerance,
+        noise=config.depth_noise,
     )
     norms = np.linalg.norm(planes, axis=1)
     wall = (norms > 0) & (np.abs(planes[:, 1]) <= MAX_WALL_SLOPE * norms)
@@ -289,9 +293,9 @@ def _hang(
             rectangle = _on_plane(m, centre_ray, roll, style.aspect, area, thin)
             if rectangle is None:
                 continue
-            if not _is_good_place(thin, rectangle, config.plane_tolerance, taken):
+            if not _is_good_place(thin, rectangle, config, taken):
                 continue
-            refined = _refined_plane(thin, rectangle, config.plane_tolerance)
+            refined = _refined_plane(thin, rectangle, config)
             offset = thickness * np.linalg.norm(refined)
             lifted = refined / (1 - offset) if offset < 0.2 else refined
             rectangle = _on_plane(lifted, centre_ray, roll, style.aspect, area, thin)
@@ -356,7 +360,7 @@ def _on_plane(
 
 
 def _is_good_place(
-    thin: ThinView, rectangle: Rectangle, tolerance: float, taken: Bool[np.ndarray, " n"]
+    thin: ThinView, rectangle: Rectangle, config: PasteConfig, taken: Bool[np.ndarray, " n"]
 ) -> bool:
     """Whether a rectangle can hang there, as far as the grid can tell.
 
@@ -373,11 +377,13 @@ def _is_good_place(
     projected = quad_area(project(thin.K_px, rectangle.corners())) / cell_px2
     if cells < 6 or cells < 0.8 * projected or (inside & taken).any():
         return False
-    depth_ratio = thin.inverse_depth[inside] / place[2][inside]
-    known = np.isfinite(depth_ratio)
-    on_plane = known & (np.abs(depth_ratio - 1) <= tolerance)
-    in_front = (depth_ratio > 1 + tolerance).sum()
-    behind = (depth_ratio < 1 - tolerance).sum()
+    surface = place[2][inside]
+    deviation = thin.inverse_depth[inside] - surface
+    slack = config.plane_tolerance * surface + config.depth_noise
+    known = np.isfinite(deviation)
+    on_plane = known & (np.abs(deviation) <= slack)
+    in_front = (deviation > slack).sum()
+    behind = (deviation < -slack).sum()
     quarter = 2 * (a[inside] > 0) + (b[inside] > 0)
     return bool(
         known.sum() >= 0.4 * cells
@@ -388,7 +394,7 @@ def _is_good_place(
     )
 
 
-def _refined_plane(thin: ThinView, rectangle: Rectangle, tolerance: float) -> np.ndarray:
+def _refined_plane(thin: ThinView, rectangle: Rectangle, config: PasteConfig) -> np.ndarray:
     """The wall's plane from up to 1024 source pixels under the rectangle and a little around it."""
     side = np.linspace(-0.6, 0.6, 32)
     a, b = (x.ravel() for x in np.meshgrid(side * rectangle.width, side * rectangle.height))
@@ -399,7 +405,8 @@ def _refined_plane(thin: ThinView, rectangle: Rectangle, tolerance: float) -> np
     row, column = _source_pixels(thin.frame, thin.view, u[inside], v[inside])
     _, _, rays, inverse = _look_up(thin.frame, thin.view, thin.K_px, row, column)
     surface = rays @ rectangle.plane
-    on_plane = np.abs(inverse - surface) <= tolerance * surface
+    slack = config.plane_tolerance * surface + config.depth_noise
+    on_plane = np.abs(inverse - surface) <= slack
     return fit_plane_trimmed(rays[on_plane], inverse[on_plane])
 
 
@@ -510,12 +517,14 @@ def _finish(
         wall = _edge_distances(_edges(outer_corners), thin).min(axis=0) > -2 * max(thin.cell)
         luminance = float(thin.luminance[wall].mean()) if wall.any() else 0.5
         gain = float(np.clip(0.4 + 0.9 * luminance, 0.4, 1.1) * draws.uniform("gain", 0.9, 1.1))
+    noise = config.depth_noise * rectangle.centre[2]
     source_px2 = abs(portion[2] - portion[0]) * abs(portion[3] - portion[1])
     reduction = np.sqrt(source_px2 * thin.height * thin.width / quad_area(inner_corners))
     level = int(np.clip(np.round(np.log2(reduction)), 0, MIP_LEVELS - 1))
     return Paste(
         kind=kind,
         hung=hung,
+        front=1 / (1 + config.plane_tolerance + noise) if hung else 0.0,
         rectangle=rectangle,
         surface=to_content @ content.pixel_matrix(thin.K_px),
         outer=_edges(outer_corners),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from flatdepth.types import RawFrame
 
@@ -37,6 +37,7 @@ class Listing:
     excluded: Sequence[tuple[str, str]] = ()
 
 
+@runtime_checkable
 class Reader(Protocol):
     """A raw layout. Readers are small picklable dataclasses, so packing can use processes.
 

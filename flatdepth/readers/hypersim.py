@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Float64, Integer, UInt8
@@ -54,6 +54,8 @@ class HypersimReader:
     the frames that the official list does not release, and those known to be broken.
     """
 
+    max_constant_share: ClassVar[float] = 0.3
+    """Frames in which one depth covers more of the image are renders that failed."""
     raw: str
     """Directory or URL that holds the ``ai_VVV_NNN`` directories."""
     colour: Literal["preview", "hdf5"] = "preview"
