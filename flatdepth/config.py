@@ -123,7 +123,7 @@ class PasteConfig:
     """What 1/depth may deviate by besides, in 1/m: a Kinect's disparity step is about 0.003, which
     is 2 % at 7 m."""
     mirror_portion: tuple[float, float] = (0.4, 0.9)
-    """Range of the mirrored portion's side, as a share of the largest that fits in half an image."""
+    """Range of the mirrored portion's side, as a share of the largest that fits in half of it."""
 
     def __post_init__(self) -> None:
         _require_share("paste.share", self.share)

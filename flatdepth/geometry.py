@@ -53,8 +53,7 @@ def fit_planes_robust(
 ) -> tuple[Float64[np.ndarray, "k 3"], Bool[np.ndarray, "k n"]]:
     """Planes through k triples of points, each refitted to its own inliers.
 
-    A point is an inlier if its 1/z deviates from ``m.ray`` by at most ``tolerance * m.ray + noise``.
-    The limit is annealed from 2x to 1x over the refits (locally optimised RANSAC, Chum, Matas &
+    A point is an inlier if its 1/z is within ``tolerance * m.ray + noise`` of ``m.ray``. The limit is annealed from 2x to 1x over the refits (locally optimised RANSAC, Chum, Matas &
     Kittler 2003).
 
     Args:

@@ -40,7 +40,7 @@ from tests.conftest import REPOSITORY, TinySets
 
 CPU = torch.device("cpu")
 K = np.array([[90.0, 0.0, 35.0], [0.0, 95.0, 28.0], [0.0, 0.0, 1.0]])
-PASTED = {"share": 1.0, "max_pastes": 3}
+PASTED = {"share": 1.0, "max_pastes": 3, "hung": 0.4, "area": [0.05, 0.3]}
 
 
 def read_config(path: Path, *overrides: str) -> TrainConfig:
@@ -88,12 +88,17 @@ def trained(
 ) -> tuple[Path, list[Batch]]:
     """The directory of a finished run, and every batch that its model was trained on."""
     path = tiny_sets.config(
-        tmp_path_factory.mktemp("replayed"), paste={**PASTED, "start_step": 1}, steps=3
+        tmp_path_factory.mktemp("replayed"),
+        paste={**PASTED, "start_step": 1},
+        steps=3,
+        save_every=3,
+        eval={"images": 1, "pictures": 1},
     )
     batches: list[Batch] = []
 
     def spy(samples: list[Sample], config: TrainConfig, device: torch.device) -> Batch:
-        batches.append(spied(samples, config, CPU))
+        assert device == CPU
+        batches.append(spied(samples, config, device))
         return batches[-1]
 
     spied = loop.make_training_batch
@@ -175,7 +180,7 @@ def test_pastes_are_flat_to_rounding_and_a_bent_one_is_not(rows: list[Row]) -> N
     K_px = row.sample.view.intrinsics(row.sample.frame.K_px)
     known = np.isfinite(row.depth_m)
     bent = np.abs(plane_residual(bent_m.astype(np.float32), known, row.owner, K_px))
-    assert 2e-3 < np.nanmax(bent[row.owner == 0]) < 1e-2
+    assert np.nanmax(bent[row.owner == 0]) > 2e-3
     assert np.nanmax(bent[row.owner > 0], initial=0) < 1e-5
 
 
@@ -218,9 +223,10 @@ def test_a_panel_of_the_sheet_is_the_image_itself(tiny_sets: TinySets, tmp_path:
     config = read_config(path, *(f"--data.{key}={value}" for key, value in large.items()))
     rows = preview_rows(config, 0, 2)
     sheet = np.asarray(preview_sheet(rows, config))
-    windows = np.lib.stride_tricks.sliding_window_view(sheet, (1, 266, 3))[:, :, 0, 0]
     for row in rows:
-        top, left = np.argwhere((windows == row.image[0]).all(axis=(2, 3)))[0]
+        found = [line.tobytes().find(row.image[0].tobytes()) for line in sheet]
+        top = next(number for number, start in enumerate(found) if start >= 0)
+        left = found[top] // 3
         assert np.array_equal(sheet[top : top + 196, left : left + 266], row.image)
 
 
