@@ -153,6 +153,18 @@ def project(
     return image[:, :2] / image[:, 2:]
 
 
+def edge_lines(corners: Float64[np.ndarray, "4 2"]) -> Float64[np.ndarray, "4 3"]:
+    """The edges of a convex quad as lines: products with (u, v, 1) are distances in pixels.
+
+    Positive inside; in the order of the corners (from the first to the second comes first).
+    """
+    points = np.concatenate([corners, np.ones((4, 1))], axis=1)
+    lines = np.cross(points, np.roll(points, -1, axis=0))
+    lines /= np.hypot(lines[:, 0], lines[:, 1])[:, None]
+    centre = np.append(corners.mean(axis=0), 1.0)
+    return lines * np.sign(lines @ centre)[:, None]
+
+
 def quad_area(corners: Float64[np.ndarray, "4 2"]) -> float:
     """Area of a simple polygon in px^2 (shoelace formula), positive for either orientation."""
     x, y = corners.T

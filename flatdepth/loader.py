@@ -235,19 +235,20 @@ def to_device(
         depths.append(view_depth(depth, sample.view))
     depth_m = torch.stack(depths)[:, None]
     valid = depth_m.isfinite() & (depth_m >= depth_range_m[0]) & (depth_m <= depth_range_m[1])
-    intrinsics = [sample.view.intrinsics(sample.frame.K_px) for sample in samples]
+    intrinsics = np.stack([sample.view.intrinsics(sample.frame.K_px) for sample in samples])
     batch = Batch(
         image=torch.stack(images),
         depth_m=torch.where(valid, depth_m, 0.0),
         valid=valid,
         region=torch.zeros_like(valid, dtype=torch.uint8),
-        K_px=_copy(torch.from_numpy(np.stack(intrinsics)), device),
+        K_px=_copy(torch.from_numpy(intrinsics), device),
         sample=_copy(torch.tensor([sample.identity for sample in samples]), device),
     )
     view = samples[0].view
     plans = stack_plans(
         [sample.plan for sample in samples],
         [sample.pictures for sample in samples],
+        intrinsics,
         height=view.height,
         width=view.width,
     )

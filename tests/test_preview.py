@@ -103,6 +103,7 @@ def trained(
 
     spied = loop.make_training_batch
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
         patch.setattr(loop, "make_training_batch", spy)
         loop.train(read_config(path))
     assert len(batches) == 6

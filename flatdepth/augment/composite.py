@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from flatdepth.augment.layout import MIP_LEVELS, Paste
+from flatdepth.geometry import edge_lines, project
 from flatdepth.types import Batch, Region
 
 _BEVEL = (0.14, -0.05, -0.16, 0.05)  # top, right, bottom, left: light from above left
@@ -64,6 +65,7 @@ class PasteBatch:
 def stack_plans(
     plans: Sequence[Sequence[Paste]],
     pictures: Sequence[Sequence[UInt8[np.ndarray, "h w 3"] | None]],
+    K_px: Float64[np.ndarray, "b 3 3"],
     *,
     height: int,
     width: int,
@@ -73,6 +75,7 @@ def stack_plans(
     Args:
         plans: per image its pastes from back to front.
         pictures: per paste its picture, stretched to (height, width, 3) uint8, None for a mirror.
+        K_px: intrinsics of the images.
         height, width: size of the images in pixels.
     """
     layers, batch = max((len(plan) for plan in plans), default=0), len(plans)
@@ -93,8 +96,7 @@ def stack_plans(
         for layer, (paste, picture) in enumerate(zip(plan, row, strict=True)):
             place = (layer, number)
             to_atlas, bounds[place] = _atlas_map(paste, height, width)
-            matrix = np.concatenate([to_atlas @ paste.surface, paste.outer, paste.inner])
-            lines[place] = matrix @ from_centre
+            lines[place] = _paste_lines(paste, to_atlas, K_px[number]) @ from_centre
             region[place] = int(paste.kind)
             front[place] = paste.front
             tint[place] = paste.gain * np.asarray(paste.tint)
@@ -110,6 +112,16 @@ def stack_plans(
         frame_colour=_float32(frame_colour),
         picture=None if picture_px is None else torch.from_numpy(picture_px),
     )
+
+
+def _paste_lines(
+    paste: Paste, to_atlas: NDArray[np.float64], K_px: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """``PasteBatch.lines`` of one paste, for products with (u, v, 1)."""
+    content = paste.content
+    to_unit = np.array([[1 / content.width, 0, 0.5], [0, -1 / content.height, 0.5], [0, 0, 1.0]])
+    outlines = [edge_lines(project(K_px, part.corners())) for part in (paste.rectangle, content)]
+    return np.concatenate([to_atlas @ to_unit @ content.pixel_matrix(K_px), *outlines])
 
 
 def _float32(array: NDArray[np.float64]) -> Tensor:

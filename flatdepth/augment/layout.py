@@ -20,6 +20,7 @@ from flatdepth.config import PasteConfig
 from flatdepth.geometry import (
     Rectangle,
     View,
+    edge_lines,
     fit_plane_trimmed,
     fit_planes_robust,
     pixel_rays,
@@ -138,7 +139,7 @@ def _look_up(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paste:
-    """One planned paste; 3x3 matrices act on homogeneous pixel coordinates (u, v, 1).
+    """One planned paste.
 
     Attributes:
         kind: ``Region.MIRROR`` or ``Region.ART``.
@@ -146,10 +147,7 @@ class Paste:
         front: background nearer than ``front`` times the surface's depth stays in front; 0 lets
             nothing through.
         rectangle: the whole paste with its frame, in camera coordinates.
-        surface: (3, 3) to ``(s, t, 1) / z``; (s, t) runs over 0..1 x 0..1 from the top left to the
-            bottom right corner of the content, z is the surface's depth in metres.
-        outer, inner: (4, 3) edge lines of the paste and of its content (top, right, bottom, left);
-            their products are distances to the edges in pixels, positive inside.
+        content: the part of it inside the frame; the same rectangle if there is no frame.
         portion: (left, top, right, bottom) of the content in its source, as shares of the source's
             size; left > right mirrors it.
         level: mip level (0 full size, each next one half) at which the content is sampled.
@@ -163,9 +161,7 @@ class Paste:
     hung: bool
     front: float
     rectangle: Rectangle
-    surface: Float64[np.ndarray, "3 3"]
-    outer: Float64[np.ndarray, "4 3"]
-    inner: Float64[np.ndarray, "4 3"]
+    content: Rectangle
     portion: tuple[float, float, float, float]
     level: int
     gain: float
@@ -224,7 +220,7 @@ def plan_pastes(
         region = Region.ART if kind == "art" else Region.MIRROR
         paste = _finish(thin, own, config, style, place, region, is_hung, picture)
         (hung if is_hung else standing).append(paste)
-        covered = _edge_distances(paste.outer, thin).min(axis=0) > -np.hypot(*thin.cell) / 2
+        covered = _covered(thin, project(thin.K_px, paste.rectangle.corners()))
         taken |= covered
         surface = paste.rectangle.plane @ thin.rays.T
         nearest = np.where(covered, np.maximum(nearest, surface), nearest)
@@ -434,8 +430,7 @@ def _stand(
         if rectangle is None:
             continue
         corners = project(thin.K_px, rectangle.corners())
-        distances = _edge_distances(_edges(corners), thin)
-        covered = distances.min(axis=0) > -np.hypot(*thin.cell) / 2
+        covered = _covered(thin, corners)
         if covered.sum() * thin.cell[0] * thin.cell[1] < 0.8 * quad_area(corners):
             continue
         slope = np.abs(rectangle.plane @ np.linalg.inv(thin.K_px))
@@ -472,17 +467,14 @@ def _in_range(rectangle: Rectangle, depth_range_m: tuple[float, float]) -> bool:
     return bool(z.min() >= depth_range_m[0] and z.max() <= depth_range_m[1])
 
 
-def _edges(corners: Float64[np.ndarray, "4 2"]) -> Float64[np.ndarray, "4 3"]:
-    """Lines through consecutive corners, scaled to distances in pixels, positive inside."""
-    points = np.concatenate([corners, np.ones((4, 1))], axis=1)
-    lines = np.cross(points, np.roll(points, -1, axis=0))
-    lines /= np.hypot(lines[:, 0], lines[:, 1])[:, None]
-    centre = np.append(corners.mean(axis=0), 1.0)
-    return lines * np.sign(lines @ centre)[:, None]
-
-
-def _edge_distances(edges: np.ndarray, thin: ThinView) -> Float64[np.ndarray, "4 n"]:
-    return edges @ np.stack([thin.u, thin.v, np.ones_like(thin.u)])
+def _covered(
+    thin: ThinView, corners: Float64[np.ndarray, "4 2"], reach_cells: float = 0.5
+) -> Bool[np.ndarray, " n"]:
+    """The cells that a projected quad reaches: centres inside it or within a share of the
+    cell's diagonal."""
+    points = np.stack([thin.u, thin.v, np.ones_like(thin.u)])
+    distance = (edge_lines(corners) @ points).min(axis=0)
+    return distance > -reach_cells * float(np.hypot(*thin.cell))
 
 
 def _finish(
@@ -503,7 +495,6 @@ def _finish(
         width=rectangle.width - 2 * frame,
         height=rectangle.height - 2 * frame,
     )
-    to_content = np.array([[1 / content.width, 0, 0.5], [0, -1 / content.height, 0.5], [0, 0, 1.0]])
     outer_corners = project(thin.K_px, rectangle.corners())
     inner_corners = project(thin.K_px, content.corners())
     if kind is Region.MIRROR:
@@ -514,7 +505,7 @@ def _finish(
     else:
         portion = (0.0, 0.0, 1.0, 1.0)
         tint = (1.0, 1.0, 1.0)
-        wall = _edge_distances(_edges(outer_corners), thin).min(axis=0) > -2 * max(thin.cell)
+        wall = _covered(thin, outer_corners, reach_cells=1.5)
         luminance = float(thin.luminance[wall].mean()) if wall.any() else 0.5
         gain = float(np.clip(0.4 + 0.9 * luminance, 0.4, 1.1) * draws.uniform("gain", 0.9, 1.1))
     noise = config.depth_noise * rectangle.centre[2]
@@ -526,9 +517,7 @@ def _finish(
         hung=hung,
         front=1 / (1 + config.plane_tolerance + noise) if hung else 0.0,
         rectangle=rectangle,
-        surface=to_content @ content.pixel_matrix(thin.K_px),
-        outer=_edges(outer_corners),
-        inner=_edges(inner_corners),
+        content=content,
         portion=portion,
         level=level,
         gain=gain,
