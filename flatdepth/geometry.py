@@ -53,8 +53,9 @@ def fit_planes_robust(
 ) -> tuple[Float64[np.ndarray, "k 3"], Bool[np.ndarray, "k n"]]:
     """Planes through k triples of points, each refitted to its own inliers.
 
-    A point is an inlier if its 1/z is within ``tolerance * m.ray + noise`` of ``m.ray``. The limit is annealed from 2x to 1x over the refits (locally optimised RANSAC, Chum, Matas &
-    Kittler 2003).
+    A point is an inlier if its 1/z is within ``tolerance * m.ray + noise`` of ``m.ray``. The limit
+    is annealed from 2x to 1x over the refits (locally optimised RANSAC, Chum, Matas & Kittler
+    2003).
 
     Args:
         rays: rays of all points with known depth.
@@ -270,13 +271,3 @@ def _neighbours(x: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tens
     low = (x - 0.5).floor().clamp(0, size - 2)
     weight = x - 0.5 - low
     return (low.long(), low.long() + 1), (1 - weight, weight)
-
-
-def pixel_grid(height: int, width: int, device: torch.device) -> Float[Tensor, "h w 3"]:
-    """Homogeneous coordinates (u, v, 1) of all pixel centres, float32."""
-    v, u = torch.meshgrid(
-        torch.arange(height, device=device, dtype=torch.float32) + 0.5,
-        torch.arange(width, device=device, dtype=torch.float32) + 0.5,
-        indexing="ij",
-    )
-    return torch.stack([u, v, torch.ones_like(u)], dim=-1)

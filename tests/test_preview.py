@@ -21,7 +21,7 @@ from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.corpus import open_corpus
 from flatdepth.errors import UserError
-from flatdepth.geometry import pixel_rays
+from flatdepth.geometry import edge_lines, pixel_rays, project
 from flatdepth.loader import Sample, training_samples
 from flatdepth.pictures import UNKNOWN_COLOUR
 from flatdepth.preview import (
@@ -156,7 +156,9 @@ def test_each_pixel_belongs_to_the_topmost_paste_there(rows: list[Row]) -> None:
         height, width = row.owner.shape
         v, u = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
         pixels = np.stack([u, v, np.ones_like(u)], axis=-1)
-        distances = [(pixels @ paste.outer.T).min(axis=-1) for paste in row.sample.plan]
+        K_px = row.sample.view.intrinsics(row.sample.frame.K_px)
+        outlines = [project(K_px, paste.rectangle.corners()) for paste in row.sample.plan]
+        distances = [(pixels @ edge_lines(corners).T).min(axis=-1) for corners in outlines]
         standing = [not paste.hung for paste in row.sample.plan]
         for number, distance in enumerate(distances):
             assert (distance[row.owner == number] > -1e-3).all()

@@ -13,7 +13,7 @@ from kornia.enhance import (
 )
 from torch import Tensor
 
-from flatdepth.augment.rng import Draws, hash_words, name_word
+from flatdepth.augment.rng import Draws, hash_words, mix32, name_word
 from flatdepth.config import PhotometricConfig
 
 COLUMNS = ("brightness", "contrast", "saturation", "gamma", "noise", "noise seed")
@@ -55,13 +55,13 @@ def photometric(
 
 
 def _gaussian(seed: Tensor, like: Tensor) -> Tensor:
-    """Standard normal numbers of the shape of ``like`` by the Box-Muller transform."""
+    """Standard normal numbers of the shape of ``like`` by the Box-Muller transform.
+
+    One 32-bit hash per value, 16 bits for the radius (so at most 4.9) and 16 for the angle.
+    """
     batch, channels, height, width = like.shape
-    index = torch.arange(channels * height * width, device=like.device)
-    index = index.reshape(1, channels, height, width)
-    seed = seed.reshape(batch, 1, 1, 1)
-    first, second = (
-        (hash_words(seed, name_word(name), index).to(torch.float64) + 0.5) / 2**32
-        for name in ("radius", "angle")
-    )
-    return ((-2 * first.log()).sqrt() * (2 * torch.pi * second).cos()).to(like.dtype)
+    index = mix32(torch.arange(channels * height * width, device=like.device))
+    word = mix32(hash_words(seed, name_word("noise"))[:, None] + index)
+    radius = (((word >> 16).to(like.dtype) + 0.5) / 65536).log().mul(-2).sqrt()
+    angle = ((word & 0xFFFF).to(like.dtype) + 0.5) * (2 * torch.pi / 65536)
+    return (radius * angle.cos()).reshape(batch, channels, height, width)
