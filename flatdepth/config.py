@@ -3,7 +3,7 @@
 ``train.py --help`` prints it, ``--print_config`` writes a complete config file.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from flatdepth.errors import UserError
@@ -90,32 +90,109 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PasteStage:
+    """Settings that the paste stage takes over from an optimiser step on; null keeps the last."""
+
+    step: int
+    """First optimiser step of the stage."""
+    share: float | None = None
+    """As `paste.share`."""
+    max_pastes: int | None = None
+    """As `paste.max_pastes`."""
+    area: tuple[float, float] | None = None
+    """As `paste.area`."""
+    max_area: float | None = None
+    """As `paste.max_area`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentShares:
+    """Relative shares of what is pasted."""
+
+    mirror: float = 1.0
+    """Mirrors: a portion of one half of the image, flipped, on the other half."""
+    art: float = 1.0
+    """Pictures of the art sets; none if there is no art set."""
+    mural: float = 0.3
+    """Wall paintings: another frame of the same set, on the bare wall or in a frame."""
+    screen: float = 0.3
+    """Screens that show another frame, with a bezel and a glow."""
+    opening: float = 0.2
+    """Decoys: framed openings that show another frame with its true depth, behind the plane."""
+    empty: float = 0.2
+    """Decoys: empty frames over the untouched scene."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutShares:
+    """Relative shares of how pastes are placed."""
+
+    hung: float = 0.8
+    """On a wall found in the depth; where no place is good the paste stands instead."""
+    standing: float = 0.2
+    """A tilted board in front of everything it covers."""
+    legacy: float = 0.0
+    """A rotated rectangle of the image with the depth gradient of the earlier recipe, which is no
+    plane; only for comparison."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeShares:
+    """Relative shares of outlines. Screens are rectangles or rounded, murals rectangles."""
+
+    rectangle: float = 1.0
+    """Right-angled."""
+    rounded: float = 0.12
+    """With rounded corners."""
+    ellipse: float = 0.12
+    """Ellipses and circles."""
+    arch: float = 0.08
+    """Round at the top."""
+    polygon: float = 0.06
+    """Hexagons, octagons and diamonds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PasteConfig:
-    """Mirrors and art pasted into the batch."""
+    """Flat things that show a scene, and decoys, pasted into the batch."""
 
     share: float = 0.8
     """Share of the training images that get pastes; the others stay clean."""
     max_pastes: int = 2
     """Most pastes in one image; the number is uniform in 1..max_pastes."""
-    start_step: int = 0
-    """First optimiser step with pastes (a curriculum: clean images before)."""
-    mirror: float = 1.0
-    """Relative share of mirrors among the pastes."""
-    art: float = 1.0
-    """Relative share of art among the pastes."""
-    hung: float = 0.8
-    """Probability of trying to hang a paste on a plane found in the depth; if no place is good, or
-    otherwise, it stands in front of what it covers."""
     area: tuple[float, float] = (0.03, 0.3)
     """Range of one paste's area with its frame, as a share of the image (log-uniform)."""
+    max_area: float = 0.45
+    """Largest area of all pastes of an image together, as a share of the image."""
+    stages: list[PasteStage] = field(default_factory=list)
+    """A curriculum: from each stage's step on its settings hold. Steps ascend."""
+    content: ContentShares = field(default_factory=ContentShares)
+    """What is pasted."""
+    layout: LayoutShares = field(default_factory=LayoutShares)
+    """How it is placed."""
+    shape: ShapeShares = field(default_factory=ShapeShares)
+    """Outlines."""
     max_tilt_deg: float = 70.0
     """Largest angle between a standing paste and the view direction's normal plane, in degrees."""
     framed: float = 0.8
-    """Probability of a frame around the paste."""
+    """Probability of a frame around a mirror or picture."""
     frame_width: tuple[float, float] = (0.02, 0.1)
-    """Range of the frame's width, as a share of the paste's shorter side."""
+    """Range of the frame's width, as a share of the shorter side inside it."""
+    mat: float = 0.25
+    """Probability of a mat (passe-partout) around a framed rectangular picture."""
+    stylised: float = 0.15
+    """Probability that a picture or mural is posterised, smoothed or turned into a sketch."""
+    glass: float = 0.3
+    """Probability of a soft highlight on a mirror, screen or framed picture."""
+    worn: float = 0.4
+    """Probability that a mirror is a little blurred or dusty."""
+    shadow: float = 0.5
+    """Largest darkening of the wall beside a hung paste by its shadow; 0: the wall is untouched."""
+    match_light: float = 1.0
+    """How far brightness, colour cast and falloff follow the wall's, from 0 (not) to 1."""
     thickness_m: tuple[float, float] = (0.01, 0.05)
-    """Range of the distance between a hung paste's surface and its wall, in metres."""
+    """Range of the distance between a hung paste's surface and its wall, in metres; 2 % of the
+    depth at most."""
     plane_tolerance: float = 0.02
     """Largest relative depth residual of a point that belongs to a wall; also how much nearer than
     the paste something must be to stay in front of it."""
@@ -124,21 +201,51 @@ class PasteConfig:
     is 2 % at 7 m."""
     mirror_portion: tuple[float, float] = (0.4, 0.9)
     """Range of the mirrored portion's side, as a share of the largest that fits in half of it."""
+    mirror_target: Literal["surface", "ignore"] = "surface"
+    """Truth on mirrors: the plane of their surface, or none (not valid)."""
+
+    def at(self, step: int) -> "PasteConfig":
+        """The settings that hold at an optimiser step."""
+        config = self
+        for stage in self.stages:
+            if stage.step <= step:
+                changes = {
+                    name: getattr(stage, name)
+                    for name in ("share", "max_pastes", "area", "max_area")
+                    if getattr(stage, name) is not None
+                }
+                config = replace(config, stages=[], **changes)
+        return config
 
     def __post_init__(self) -> None:
-        _require_share("paste.share", self.share)
-        _require_share("paste.hung", self.hung)
-        _require_share("paste.framed", self.framed)
+        for name in (
+            "share",
+            "framed",
+            "mat",
+            "stylised",
+            "glass",
+            "worn",
+            "shadow",
+            "match_light",
+        ):
+            _require_share(f"paste.{name}", getattr(self, name))
         _require(
             self.max_pastes > 0,
             f"paste.max_pastes: must be at least 1, got {self.max_pastes}; for no pastes set "
             "paste.share to 0",
         )
-        _require(
-            self.mirror >= 0 and self.art >= 0 and self.mirror + self.art > 0,
-            "paste.mirror and paste.art: expected shares >= 0 that are not both 0",
-        )
+        for group in ("content", "layout", "shape"):
+            shares = asdict(getattr(self, group))
+            _require(
+                min(shares.values()) >= 0 and sum(shares.values()) > 0,
+                f"paste.{group}: expected shares >= 0 that are not all 0, got {shares}",
+            )
         _require_range("paste.area", self.area, 1e-4, 1.0)
+        _require(
+            self.area[0] <= self.max_area <= 1,
+            f"paste.max_area: expected {self.area[0]:g} (the smallest paste.area) to 1, got "
+            f"{self.max_area}",
+        )
         _require_range("paste.frame_width", self.frame_width, 0.0, 0.4)
         _require_range("paste.thickness_m", self.thickness_m, 0.0, 1.0)
         _require_range("paste.mirror_portion", self.mirror_portion, 0.05, 1.0)
@@ -151,28 +258,56 @@ class PasteConfig:
             0 < self.plane_tolerance <= 0.2,
             f"paste.plane_tolerance: expected above 0, at most 0.2, got {self.plane_tolerance}",
         )
+        steps = [stage.step for stage in self.stages]
+        _require(steps == sorted(steps), f"paste.stages: expected ascending steps, got {steps}")
+        for stage in self.stages:
+            self.at(stage.step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotometricConfig:
-    """Colour changes over the whole training image, after pasting."""
+    """Light, lens, sensor and JPEG over the whole training image, after pasting."""
 
     share: float = 0.8
-    """Share of the training images whose colours are changed."""
+    """Share of the training images that are changed."""
     brightness: float = 0.2
     """Largest relative change of brightness."""
     contrast: float = 0.2
     """Largest relative change of contrast."""
     saturation: float = 0.2
     """Largest relative change of saturation."""
+    hue: float = 10.0
+    """Largest turn of the hue, in degrees."""
     gamma: float = 0.2
     """Largest change of log gamma."""
+    blur_share: float = 0.3
+    """Share of the changed images that are blurred."""
+    blur: float = 1.0
+    """Largest standard deviation of the Gaussian blur, in pixels of the network's input."""
+    noise_share: float = 0.5
+    """Share of the changed images that get noise."""
     noise: float = 0.02
-    """Largest standard deviation of the added noise, in units of the full range."""
+    """Largest standard deviation of the noise in black, in units of the full range."""
+    shot: float = 0.02
+    """Largest standard deviation of what white has besides (its variance grows with the signal), in
+    units of the full range."""
+    jpeg_share: float = 0.5
+    """Share of the changed images that go through JPEG."""
+    jpeg_quality: tuple[int, int] = (40, 95)
+    """Range of the JPEG quality, as libjpeg counts it: 1 is worst, 100 is best."""
 
     def __post_init__(self) -> None:
-        for name in ("share", "brightness", "contrast", "saturation", "gamma", "noise"):
+        for name in ("share", "brightness", "contrast", "saturation", "gamma", "noise", "shot"):
             _require_share(f"photometric.{name}", getattr(self, name))
+        for name in ("blur_share", "noise_share", "jpeg_share"):
+            _require_share(f"photometric.{name}", getattr(self, name))
+        _require(
+            0 <= self.hue <= 180, f"photometric.hue: expected 0 to 180 degrees, got {self.hue}"
+        )
+        _require(
+            0 <= self.blur <= 10, f"photometric.blur: expected 0 to 10 pixels, got {self.blur}"
+        )
+        _require_range("photometric.jpeg_quality", self.jpeg_quality, 1, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,18 +331,45 @@ class ModelConfig:
     """Encoder blocks from the input on that are not trained."""
     checkpointing: Literal["none", "encoder", "encoder+head"] = "encoder"
     """Which activations are recomputed in the backward pass to save memory."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters (LoRA) on the encoder's linear layers, which are then all that is
+    trained of the encoder; 0: none. Saved weights have them merged in. Needs the package peft."""
+    lora_alpha: float = 16.0
+    """The adapters' output is multiplied by lora_alpha / lora_rank."""
 
     def __post_init__(self) -> None:
         _require(self.max_depth_m > 0, f"model.max_depth_m: must be > 0, got {self.max_depth_m}")
         _require(
             self.frozen_blocks >= 0, f"model.frozen_blocks: must be >= 0, got {self.frozen_blocks}"
         )
+        _require(self.lora_rank >= 0, f"model.lora_rank: must be >= 0, got {self.lora_rank}")
+        _require(self.lora_alpha > 0, f"model.lora_alpha: must be > 0, got {self.lora_alpha}")
+        _require(
+            not self.lora_rank or (self.freeze != "encoder" and not self.frozen_blocks),
+            "model.lora_rank: adapters already freeze the encoder they are added to; set "
+            "model.freeze to none or head and model.frozen_blocks to 0",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is minimised: SiLog for metric, affine-invariant for relative models."""
+    """What is minimised: a sum of losses, and the weights of the regions in all of them."""
 
+    terms: dict[Literal["silog", "l1_log", "l2_log", "affine", "ranking"], float] = field(
+        default_factory=dict
+    )
+    """Losses and their factors, such as {silog: 1, ranking: 0.1}; empty: silog for metric and
+    affine for relative models. silog: scale-invariant log error; l1_log, l2_log: mean absolute and
+    squared log error; affine: trimmed L1 on aligned inverse depth with gradient matching; ranking:
+    which of two pixels is nearer. The first three need a metric model."""
+    silog_lambda: float = 0.5
+    """How far silog forgives a wrong scale, from 0 (not: RMS log error) to 1 (altogether)."""
+    trim: float = 0.2
+    """Share of an image's largest residuals that affine leaves out; 0 for perfect truth."""
+    gradient_weight: float = 2.0
+    """Factor of the multi-scale gradient matching inside affine; larger for sharper edges."""
+    gradient_scales: int = 4
+    """Scales of the gradient matching, each half of the one before."""
     background: float = 1.0
     """Weight of background pixels."""
     mirror: float = 1.0
@@ -222,12 +384,27 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("background", "mirror", "art", "frame", "decoy"):
             _require(getattr(self, name) >= 0, f"loss.{name}: expected a weight >= 0")
+        for term, factor in self.terms.items():
+            _require(factor > 0, f"loss.terms: expected factors above 0, got {term}: {factor}")
+        _require_share("loss.silog_lambda", self.silog_lambda)
+        _require(0 <= self.trim < 1, f"loss.trim: expected 0 to below 1, got {self.trim}")
+        _require(
+            self.gradient_weight >= 0,
+            f"loss.gradient_weight: must be >= 0, got {self.gradient_weight}",
+        )
+        _require(
+            self.gradient_scales > 0,
+            f"loss.gradient_scales: must be at least 1, got {self.gradient_scales}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimiser, its schedule and the average of the weights."""
 
+    kind: Literal["adamw", "adam", "adamw8bit"] = "adamw"
+    """adamw: decoupled weight decay; adam: weight decay as an L2 term of the gradient; adamw8bit:
+    AdamW whose moments take a quarter of the memory (needs the package bitsandbytes)."""
     lr: float = 5e-6
     """Peak learning rate of the encoder."""
     head_lr_factor: float = 10.0
@@ -236,10 +413,20 @@ class OptimConfig:
     """Weight decay of matrices; biases, norms and embeddings have none."""
     clip_norm: float = 1.0
     """Largest gradient norm; larger gradients are scaled down to it."""
-    schedule: Literal["constant", "polynomial", "cosine"] = "polynomial"
-    """Shape of the learning rate over the run's optimiser steps."""
+    schedule: Literal["constant", "polynomial", "cosine", "cyclic"] = "polynomial"
+    """Shape of the learning rate over the run's optimiser steps; cyclic is triangular."""
     warmup: int = 0
     """Optimiser steps of linear warm-up."""
+    power: float = 0.9
+    """Exponent of the polynomial schedule."""
+    floor: float = 0.0
+    """Share of the peak learning rate that a schedule falls to."""
+    cycle: int = 0
+    """Optimiser steps of one rise and fall of the cyclic schedule."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights, such as 0.999; 0: none. If on, it is
+    the average that is validated and saved as best and final. Costs one more copy of the trained
+    weights."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, f"optim.lr: must be > 0, got {self.lr}")
@@ -247,6 +434,14 @@ class OptimConfig:
         _require(self.weight_decay >= 0, "optim.weight_decay: must be >= 0")
         _require(self.clip_norm > 0, f"optim.clip_norm: must be > 0, got {self.clip_norm}")
         _require(self.warmup >= 0, f"optim.warmup: must be >= 0, got {self.warmup}")
+        _require(self.power > 0, f"optim.power: must be > 0, got {self.power}")
+        _require_share("optim.floor", self.floor)
+        _require(
+            (self.cycle >= 2) == (self.schedule == "cyclic") and self.cycle >= 0,
+            "optim.cycle: expected at least 2 steps with optim.schedule cyclic and 0 with any "
+            f"other, got {self.cycle} with {self.schedule}",
+        )
+        _require(0 <= self.ema < 1, f"optim.ema: expected 0 to below 1, got {self.ema}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,4 +537,10 @@ class TrainConfig:
             self.data.min_depth_m < self.model.max_depth_m,
             f"data.min_depth_m ({self.data.min_depth_m}) must be below model.max_depth_m "
             f"({self.model.max_depth_m})",
+        )
+        metric_only = sorted({"silog", "l1_log", "l2_log"} & self.loss.terms.keys())
+        _require(
+            self.model.kind == "metric" or not metric_only,
+            f"loss.terms: {', '.join(metric_only)} compare metres, which a relative model does not "
+            "predict; take affine and ranking, or set model.kind to metric",
         )

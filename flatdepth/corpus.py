@@ -16,7 +16,8 @@ from flatdepth.shards.codec import decode_frame, decode_image
 from flatdepth.shards.read import ShardSet
 from flatdepth.types import Frame
 
-PICTURE_CACHE = 128
+PICTURE_CACHE = 96
+PICTURE_SIDE = 768
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Pictures:
         sizes = [shards.index.sizes for shards in sets]
         height, width = np.concatenate([np.zeros((0, 2)), *sizes]).T.astype(np.float64)
         self._aspects = width / height
-        self._stretched = lru_cache(maxsize=PICTURE_CACHE)(self._stretch)
+        self._cached = lru_cache(maxsize=PICTURE_CACHE)(self._decode)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -64,15 +65,16 @@ class Pictures:
         """Width / height of every picture."""
         return self._aspects
 
-    def stretched(self, number: int, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-        """A picture resized to (height, width, 3) without regard to its aspect."""
-        return self._stretched(number, height, width)
+    def picture(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture, reduced to ``PICTURE_SIDE`` pixels on its longer side if it is larger."""
+        return self._cached(number)
 
-    def _stretch(self, number: int, height: int, width: int) -> np.ndarray:
+    def _decode(self, number: int) -> np.ndarray:
         which = int(np.searchsorted(self._starts, number, side="right")) - 1
         raw = self._sets[which].read(number - int(self._starts[which]))
         picture = Image.fromarray(decode_image(raw.image))
-        return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+        return np.asarray(picture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from flatdepth.pictures import (
     contact_sheet,
     depth_limits,
 )
+from flatdepth.protocol import align_inverse_depth
 from flatdepth.types import Batch
 
 ERROR_LIMIT = 0.5
@@ -128,30 +129,6 @@ def predict_depth(
     return batch, prediction
 
 
-def align_inverse_depth(
-    inverse: Float[Tensor, "b 1 h w"],
-    truth_m: Float[Tensor, "b 1 h w"],
-    valid: Bool[Tensor, "b 1 h w"],
-    depth_range_m: tuple[float, float],
-) -> Float[Tensor, "b 1 h w"]:
-    """Metric depth from relative inverse depth, by the scale and shift that fit 1/truth best.
-
-    Least squares over the valid pixels of each image (Ranftl et al. 2020, MiDaS, eq. 4), in
-    float64. An aligned inverse depth below 1/far becomes far.
-    """
-    weight = valid.double().flatten(1)
-    x = torch.where(valid, inverse, 0.0).double().flatten(1)
-    y = torch.where(valid, 1 / truth_m.double(), 0.0).flatten(1)
-    count = weight.sum(1).clamp_min(1)
-    mean_x, mean_y = (x.sum(1) / count)[:, None], (y.sum(1) / count)[:, None]
-    centred = weight * (x - mean_x)
-    variance = (centred * (x - mean_x)).sum(1).clamp_min(1e-12)
-    scale = ((centred * (y - mean_y)).sum(1) / variance)[:, None, None, None]
-    aligned = scale * (inverse.double() - mean_x[..., None, None]) + mean_y[..., None, None]
-    near, far = depth_range_m
-    return aligned.clamp(1 / far, 1 / near).reciprocal().float()
-
-
 def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     chunk: list[Sample] = []
     for sample in samples:
@@ -203,9 +180,7 @@ def _row(batch: Batch, pred_m: Tensor, position: int, sample: Sample) -> _Row:
     truth = np.where(valid, batch.depth_m[position, 0].cpu().numpy(), np.float32(np.nan))
     prediction = pred_m[position, 0].cpu().numpy()
     low, high = depth_limits(truth, valid)
-    kinds = ", ".join(
-        f"{'hung' if paste.hung else 'standing'} {paste.kind.name.lower()}" for paste in sample.plan
-    )
+    kinds = ", ".join(paste.describe() for paste in sample.plan)
     return _Row(
         panels=[
             image,

@@ -12,17 +12,19 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from flatdepth.augment.composite import PasteBatch, stack_plans
-from flatdepth.augment.layout import Paste, plan_pastes, thin_view
+from flatdepth.augment.composite import PasteGroup, stack_plans
+from flatdepth.augment.content import Content, Sources, make_content
+from flatdepth.augment.layout import Paste, plan_pastes
 from flatdepth.augment.photometric import draw_photometric
 from flatdepth.augment.rng import Draws
-from flatdepth.config import DataConfig, PasteConfig, TrainConfig
-from flatdepth.corpus import Corpus, Subset
+from flatdepth.augment.thin import thin_view
+from flatdepth.config import DataConfig, PasteConfig, PhotometricConfig, TrainConfig
+from flatdepth.corpus import Corpus, Pictures, Subset
 from flatdepth.geometry import View, view_depth, view_image
 from flatdepth.order import Order, rank_positions
-from flatdepth.types import Batch, Frame, Region
+from flatdepth.types import Batch, Frame
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -36,16 +38,18 @@ class Sample:
         frame: at its source resolution.
         view: the crop, resize and flip to the network's input.
         plan: its pastes from back to front.
-        pictures: per paste the picture it shows, (height, width, 3) uint8; None for mirrors.
-        photometric: (6,) colour factors.
+        contents: per paste what it shows.
+        mirror_target: whether mirrors have truth, as `paste.mirror_target`.
+        photometric: (10,) factors of ``draw_photometric``.
         identity: number of the frame in the run.
     """
 
     frame: Frame
     view: View
     plan: tuple[Paste, ...]
-    pictures: tuple[UInt8[np.ndarray, "h w 3"] | None, ...]
-    photometric: Float[torch.Tensor, " 6"]
+    contents: tuple[Content, ...]
+    mirror_target: str
+    photometric: Float[torch.Tensor, " 10"]
     identity: int
 
 
@@ -125,12 +129,18 @@ def _training_sample(
     corpus: Corpus, config: TrainConfig, subset: Subset, place: int, epoch: int, step: int
 ) -> Sample:
     frame = subset.frame(place)
-    identity = subset.identity(place)
-    draws = Draws(config.seed, epoch, identity)
-    view = random_view(frame.depth_m.shape, config.data, draws)
-    colour = draw_photometric([draws], config.photometric)[0]
-    pastes = config.paste if step >= config.paste.start_step else replace(config.paste, share=0.0)
-    return _planned(frame, view, draws, colour, identity, corpus, config, pastes)
+    draws = Draws(config.seed, epoch, subset.identity(place))
+    return pasted_sample(
+        subset,
+        place,
+        random_view(frame.depth_m.shape, config.data, draws),
+        draws,
+        config.paste.at(step),
+        frame=frame,
+        pictures=corpus.pictures,
+        photometric=draw_photometric([draws], config.photometric)[0],
+        depth_range_m=(config.data.min_depth_m, config.model.max_depth_m),
+    )
 
 
 def validation_sample(
@@ -138,44 +148,59 @@ def validation_sample(
 ) -> Sample:
     """The central view of a validation frame, clean or with the pastes of the validation seed."""
     frame = subset.frame(place)
-    identity = subset.identity(place)
-    view = central_view(frame.depth_m.shape, config.data)
-    draws = Draws(config.eval.seed, 0, identity)
-    neutral = draw_photometric([draws], replace(config.photometric, share=0.0))[0]
-    pastes = replace(config.paste, share=1.0 if pasted else 0.0)
-    return _planned(frame, view, draws, neutral, identity, corpus, config, pastes)
-
-
-def _planned(
-    frame: Frame,
-    view: View,
-    draws: Draws,
-    colour: torch.Tensor,
-    identity: int,
-    corpus: Corpus,
-    config: TrainConfig,
-    pastes: PasteConfig,
-) -> Sample:
-    plan = plan_pastes(
-        thin_view(frame, view),
-        draws,
-        pastes,
-        picture_aspects=corpus.pictures.aspects,
+    return pasted_sample(
+        subset,
+        place,
+        central_view(frame.depth_m.shape, config.data),
+        Draws(config.eval.seed, 0, subset.identity(place)),
+        replace(config.paste, share=1.0 if pasted else 0.0, stages=[]),
+        frame=frame,
+        pictures=corpus.pictures,
         depth_range_m=(config.data.min_depth_m, config.model.max_depth_m),
     )
-    pictures = tuple(
-        corpus.pictures.stretched(paste.picture, view.height, view.width)
-        if paste.kind is Region.ART
-        else None
-        for paste in plan
+
+
+def pasted_sample(
+    subset: Subset,
+    place: int,
+    view: View,
+    draws: Draws,
+    pastes: PasteConfig,
+    *,
+    frame: Frame,
+    pictures: Pictures,
+    photometric: Float[torch.Tensor, " 10"] | None = None,
+    depth_range_m: tuple[float, float],
+) -> Sample:
+    """A view of a frame with its pastes and what they show.
+
+    Args:
+        subset, place: where the frame comes from; wall paintings and screens show others of it.
+        draws: random numbers of the pastes.
+        pastes: settings of the step.
+        frame: the frame itself.
+        pictures: the art collection.
+        photometric: factors; None changes nothing.
+        depth_range_m: (near, far) that truth must lie in.
+    """
+    thin = thin_view(frame, view)
+    plan = plan_pastes(
+        thin, draws, pastes, picture_aspects=pictures.aspects, depth_range_m=depth_range_m
     )
+    sources = Sources(
+        picture=pictures.picture,
+        frame=lambda number: subset.frame(number % len(subset)),
+    )
+    if photometric is None:
+        photometric = draw_photometric([draws], PhotometricConfig(share=0.0))[0]
     return Sample(
         frame=frame,
         view=view,
         plan=plan,
-        pictures=pictures,
-        photometric=colour,
-        identity=identity,
+        contents=tuple(make_content(paste, frame, view, thin.K_px, sources) for paste in plan),
+        mirror_target=pastes.mirror_target,
+        photometric=photometric,
+        identity=subset.identity(place),
     )
 
 
@@ -218,14 +243,15 @@ def to_device(
     device: torch.device,
     *,
     depth_range_m: tuple[float, float],
-) -> tuple[Batch, PasteBatch, Float[torch.Tensor, "b 6"]]:
+) -> tuple[Batch, tuple[PasteGroup, ...], Float[torch.Tensor, "b 10"]]:
     """Copy samples to a device and cut their views there.
 
     Args:
         depth_range_m: (near, far); depth outside is not valid.
 
     Returns:
-        The clean batch, the plans to paste into it and the photometric factors.
+        The clean batch, the pastes to put into it, and the photometric factors, which stay on the
+        CPU.
     """
     images, depths = [], []
     for sample in samples:
@@ -245,15 +271,17 @@ def to_device(
         sample=_copy(torch.tensor([sample.identity for sample in samples]), device),
     )
     view = samples[0].view
-    plans = stack_plans(
+    groups = stack_plans(
         [sample.plan for sample in samples],
-        [sample.pictures for sample in samples],
+        [sample.contents for sample in samples],
         intrinsics,
         height=view.height,
         width=view.width,
+        mirror_target=samples[0].mirror_target,
+        together=1 if device.type == "cpu" else len(samples),
     )
     factors = torch.stack([sample.photometric for sample in samples])
-    return batch, plans.to(device), _copy(factors, device)
+    return batch, tuple(group.to(device) for group in groups), factors
 
 
 def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

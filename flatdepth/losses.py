@@ -1,8 +1,10 @@
 """Training losses, one number per image.
 
-Every loss averages over an image's own pixels and returns shape (B,). The loss of a batch is the
-plain mean over its images, so it does not depend on how a batch is split into micro-batches or
-over ranks, and an image with few valid pixels counts as much as any other.
+Every loss averages over an image's own pixels and returns shape (B,). The loss of an optimiser step
+is the mean over those of its images that have any weight, over all micro-batches and ranks
+together, so it does not depend on how the step is split, an image with few valid pixels counts as
+much as any other, and one without any does not dilute the rest. The training loop takes this mean,
+because only it sees the whole step.
 
 ``weight`` (B, 1, H, W) is both mask and importance: 0 means "no truth here", and doubling the
 weight of a pixel is the same as having the pixel twice. Only ratios within an image matter. What
@@ -14,11 +16,15 @@ Half-precision predictions are widened to float32 and autocast is switched off i
 stays float64 for the sake of tests.
 """
 
+import math
 from typing import Literal, assert_never
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from flatdepth.config import LossConfig
 
 # A truth whose inverse depth deviates from its median by less than this share on average holds no
 # shape, only the rounding of its source (float16 depth codes: up to 4.9e-4).
@@ -29,28 +35,58 @@ MIN_RELIEF = 1e-3
 MIN_SPREAD = 1e-4
 
 
+# Two depths within a ratio of 1 plus this are equal for the ranking loss (the tolerance of Xian et
+# al. 2020, "Structure-Guided Ranking Loss").
+EQUAL_RATIO = 0.03
+
+# Smallest depth in metres that a prediction may stand for; smaller ones count as this.
+MIN_M = 1e-3
+
+
 def depth_loss(
     kind: Literal["metric", "relative"],
     pred: Float[Tensor, "b 1 h w"],
     truth_m: Float[Tensor, "b 1 h w"],
     weight: Float[Tensor, "b 1 h w"],
+    config: LossConfig | None = None,
 ) -> Float[Tensor, " b"]:
-    """The loss that fits what a model predicts.
+    """The configured sum of losses; ``silog_loss`` or ``relative_loss`` if none is configured.
 
     Args:
-        kind: ``"metric"``: ``pred`` is planar z in metres (``silog_loss``); ``"relative"``:
-            inverse depth up to scale and shift (``relative_loss``).
+        kind: what the model predicts: ``"metric"``, planar z in metres, or ``"relative"``, inverse
+            depth up to scale and shift. The affine-invariant losses take the inverse of a metric
+            prediction; the losses in log depth need a metric one (``TrainConfig`` sees to it).
         pred: prediction in the units of ``kind``.
         truth_m: planar z in metres.
         weight: pixel weights, 0 where there is no truth.
+        config: the terms and their factors; the defaults if None.
     """
-    match kind:
-        case "metric":
-            return silog_loss(pred, truth_m, weight)
-        case "relative":
-            return relative_loss(pred, truth_m, weight)
-        case _:
-            assert_never(kind)
+    config = config or LossConfig()
+    terms = config.terms or {"silog" if kind == "metric" else "affine": 1.0}
+    total = torch.zeros(len(pred), dtype=_wide(pred).dtype, device=pred.device)
+    for name, factor in terms.items():
+        match name:
+            case "silog":
+                value = silog_loss(pred, truth_m, weight, lam=config.silog_lambda)
+            case "l1_log":
+                value = l1_log_loss(pred, truth_m, weight)
+            case "l2_log":
+                value = l2_log_loss(pred, truth_m, weight)
+            case "affine":
+                value = relative_loss(
+                    _inverse(kind, pred, weight),
+                    truth_m,
+                    weight,
+                    trim=config.trim,
+                    scales=config.gradient_scales,
+                    gradient_weight=config.gradient_weight,
+                )
+            case "ranking":
+                value = ranking_loss(_inverse(kind, pred, weight), truth_m, weight)
+            case _:
+                assert_never(name)
+        total = total + factor * value
+    return total
 
 
 def silog_loss(
@@ -59,7 +95,7 @@ def silog_loss(
     weight: Float[Tensor, "b 1 h w"],
     *,
     lam: float = 0.5,
-    min_m: float = 1e-3,
+    min_m: float = MIN_M,
     eps: float = 1e-3,
 ) -> Float[Tensor, " b"]:
     """Scale-invariant logarithmic loss.
@@ -84,14 +120,37 @@ def silog_loss(
         eps: smoothing of the root, in log depth; 1e-3 is an error of 0.1 %.
     """
     with torch.autocast(pred_m.device.type, enabled=False):
-        inside, weight = weight > 0, _wide(weight)
-        pred = torch.where(inside, _wide(pred_m), 1.0).clamp(min=min_m)
-        truth = torch.where(inside, _wide(truth_m), 1.0)
-        d, w = (pred.log() - truth.log()).flatten(1), weight.flatten(1)
+        d, w = _log_error(pred_m, truth_m, weight, min_m)
         mean = _weighted_mean(d, w)
         v = _weighted_mean((d - mean) ** 2, w) + (1.0 - lam) * mean**2
         # sqrt(v + eps^2) - eps without its cancellation
         return (v / ((v + eps**2).sqrt() + eps)).squeeze(1)
+
+
+def l1_log_loss(
+    pred_m: Float[Tensor, "b 1 h w"],
+    truth_m: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "b 1 h w"],
+    *,
+    min_m: float = MIN_M,
+) -> Float[Tensor, " b"]:
+    """``E[|log pred - log truth|]``; 0.01 is an error of 1 %. Arguments as of ``silog_loss``."""
+    with torch.autocast(pred_m.device.type, enabled=False):
+        d, w = _log_error(pred_m, truth_m, weight, min_m)
+        return _weighted_mean(d.abs(), w).squeeze(1)
+
+
+def l2_log_loss(
+    pred_m: Float[Tensor, "b 1 h w"],
+    truth_m: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "b 1 h w"],
+    *,
+    min_m: float = MIN_M,
+) -> Float[Tensor, " b"]:
+    """``E[(log pred - log truth)^2]``, without a root. Arguments as of ``silog_loss``."""
+    with torch.autocast(pred_m.device.type, enabled=False):
+        d, w = _log_error(pred_m, truth_m, weight, min_m)
+        return _weighted_mean(d**2, w).squeeze(1)
 
 
 def relative_loss(
@@ -130,21 +189,106 @@ def relative_loss(
         gradient_weight: factor of the gradient term.
     """
     with torch.autocast(pred_inv.device.type, enabled=False):
-        inside, w = weight > 0, _wide(weight)
-        pred = torch.where(inside, _wide(pred_inv), 0.0)
-        truth = torch.where(inside, _wide(truth_m), 1.0).reciprocal()
-
-        pred_centred, pred_spread, _ = _centre(pred, w)
-        truth_centred, truth_spread, truth_median = _centre(truth, w)
-        has_shape = truth_spread > MIN_RELIEF * truth_median
-        w = w * has_shape
-        residual = pred_centred / pred_spread.clamp(min=MIN_SPREAD)
-        residual = residual - truth_centred / torch.where(has_shape, truth_spread, 1.0)
-
+        pred, truth, w = _align(pred_inv, truth_m, weight)
+        residual = pred - truth
         data = 0.5 * _trimmed_mean(residual.abs().flatten(1), w.flatten(1), trim)
         steps = [2**k for k in range(scales)]
         edges = [_gradient_mean(residual[..., ::s, ::s], w[..., ::s, ::s]) for s in steps]
         return data + gradient_weight * torch.stack(edges).sum(0)
+
+
+def ranking_loss(
+    pred_inv: Float[Tensor, "b 1 h w"],
+    truth_m: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "b 1 h w"],
+) -> Float[Tensor, " b"]:
+    """Ordinal loss on pairs of pixels: which one is nearer, or neither.
+
+    With R the difference of a pair's predictions, brought to median 0 and mean absolute deviation
+    1 over the image as in ``relative_loss``,
+
+        log(1 + exp(-R))   the first pixel is nearer (its inverse depth is larger)
+        log(1 + exp(R))    the second one is
+        R^2                their true depths are within a ratio of 1 + ``EQUAL_RATIO``
+
+    (Chen et al. 2016, "Single-Image Depth Perception in the Wild", equation 2), averaged over the
+    pairs; a pair has the smaller of its two weights. Every pixel is paired with its partners at
+    the offsets of ``_pair_offsets``, wrapping around, so no random numbers are needed and every
+    pixel gets a gradient. The minimum is not 0: the logarithms only approach it.
+
+    Args:
+        pred_inv: predicted inverse depth, any scale and shift.
+        truth_m: true planar z in metres.
+        weight: pixel weights, 0 where there is no truth.
+    """
+    with torch.autocast(pred_inv.device.type, enabled=False):
+        inside, w = weight > 0, _wide(weight)
+        pred = torch.where(inside, _wide(pred_inv), 0.0)
+        log_truth = torch.where(inside, _wide(truth_m), 1.0).log()
+        centred, spread, _ = _centre(pred, w)
+        pred = centred / spread.clamp(min=MIN_SPREAD)
+        amount = total = torch.zeros(len(pred), dtype=pred.dtype, device=pred.device)
+        for offset in _pair_offsets(pred.shape[-2], pred.shape[-1]):
+            partner, log_partner, w_partner = (
+                x.roll(offset, dims=(-2, -1)) for x in (pred, log_truth, w)
+            )
+            nearer = log_partner - log_truth
+            equal = nearer.abs() <= math.log1p(EQUAL_RATIO)
+            r = pred - partner
+            value = torch.where(equal, r**2, F.softplus(-nearer.sign() * r))
+            w_pair = torch.minimum(w, w_partner)
+            amount = amount + (w_pair * value).sum((1, 2, 3))
+            total = total + w_pair.sum((1, 2, 3))
+        return _ratio(amount, total)
+
+
+def _pair_offsets(height: int, width: int) -> list[tuple[int, int]]:
+    """(rows, columns) to partners near and far: 1/16, 1/8, 1/4 and 1/2 of the sides, diagonals."""
+    offsets = []
+    for part in (16, 8, 4, 2):
+        down, right = height // part, width // part
+        offsets += [(down, 0), (0, right), (down, right), (down, -right)]
+    return [offset for offset in dict.fromkeys(offsets) if offset != (0, 0)]
+
+
+def _inverse(
+    kind: Literal["metric", "relative"],
+    pred: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "b 1 h w"],
+) -> Float[Tensor, "b 1 h w"]:
+    """What a model of a kind says about inverse depth, where there is weight."""
+    if kind == "relative":
+        return pred
+    return torch.where(weight > 0, _wide(pred), 1.0).clamp(min=MIN_M).reciprocal()
+
+
+def _log_error(
+    pred_m: Float[Tensor, "b 1 h w"],
+    truth_m: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "b 1 h w"],
+    min_m: float,
+) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+    """(log pred - log truth, 0 where there is no weight; weight)."""
+    inside = weight > 0
+    pred = torch.where(inside, _wide(pred_m), 1.0).clamp(min=min_m)
+    truth = torch.where(inside, _wide(truth_m), 1.0)
+    return (pred.log() - truth.log()).flatten(1), _wide(weight).flatten(1)
+
+
+def _align(
+    pred_inv: Float[Tensor, "b 1 h w"],
+    truth_m: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "b 1 h w"],
+) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w"]]:
+    """Predicted and true inverse depth at median 0 and spread 1; weight, 0 without relief."""
+    inside, w = weight > 0, _wide(weight)
+    pred = torch.where(inside, _wide(pred_inv), 0.0)
+    truth = torch.where(inside, _wide(truth_m), 1.0).reciprocal()
+    pred_centred, pred_spread, _ = _centre(pred, w)
+    truth_centred, truth_spread, truth_median = _centre(truth, w)
+    has_shape = truth_spread > MIN_RELIEF * truth_median
+    aligned = truth_centred / torch.where(has_shape, truth_spread, 1.0)
+    return pred_centred / pred_spread.clamp(min=MIN_SPREAD), aligned, w * has_shape
 
 
 def _wide(x: Tensor) -> Tensor:

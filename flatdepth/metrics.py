@@ -13,10 +13,12 @@ elsewhere (NaN, inf, 0) never enters. The truth must be finite and above 0 insid
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
 
@@ -33,6 +35,7 @@ METRICS: tuple[str, ...] = (
     "delta1",
     "delta2",
     "delta3",
+    "delta105",
 )
 """Columns of ``image_metrics``."""
 
@@ -47,6 +50,8 @@ BETTER: dict[str, Literal["lower", "higher"]] = {
     "delta1": "higher",
     "delta2": "higher",
     "delta3": "higher",
+    "delta105": "higher",
+    "ssim": "higher",
     "flatness_residual": "lower",
     "plane_normal_angle_deg": "lower",
     "illusion_gap": "lower",
@@ -91,7 +96,8 @@ def image_metrics(
     - silog ``100 * sqrt(mean d^2 - (mean d)^2)``, the KITTI benchmark's form as BTS and ZoeDepth
       report it, blind to a global scale. Depth Anything V2's script prints
       ``sqrt(mean d^2 - (mean d)^2 / 2)`` under the same name; the two do not compare.
-    - delta k ``share of pixels with max(p / t, t / p) < 1.25^k``
+    - delta k ``share of pixels with max(p / t, t / p) < 1.25^k``;
+      delta105 the same with 1.05
 
     (Eigen, Puhrsch and Fergus 2014, section 4; log10 from Saxena et al. 2009, Make3D).
 
@@ -123,12 +129,75 @@ def image_metrics(
             d**2,
             (d - d_mean) ** 2,
             error.abs(),
-            *((ratio < 1.25**k).double() for k in (1, 2, 3)),
+            *((ratio < limit).double() for limit in (1.25, 1.25**2, 1.25**3, 1.05)),
         )
         rmse, rmse_log, silog = sq.sqrt(), sq_log.sqrt(), 100 * d_var.sqrt()
         return torch.stack([abs_rel, sq_rel, rmse, rmse_log, log10, silog, mae, *deltas])
 
     return _per_image(metrics, mask, len(METRICS)), mask.sum((1, 2, 3))
+
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+_SSIM_FLOOR = 0.01
+
+
+def ssim_map(
+    pred_m: Float[Tensor, "b 1 h w"],
+    truth_m: Float[Tensor, "b 1 h w"],
+    mask: Bool[Tensor, "b 1 h w"],
+    *,
+    min_m: float,
+    max_m: float,
+) -> tuple[Float64[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
+    """Structural similarity of two depth maps around every pixel whose whole window counts.
+
+    Wang et al. 2004, equation 13: means, variances and covariance under an 11 x 11 Gaussian window
+    of sigma 1.5 px, ``C1 = (0.01 L)^2``, ``C2 = (0.03 L)^2``. L is the range of the masked true
+    depth of the image (at least 1 % of its largest depth, for walls seen straight on), so that
+    scaling both maps changes nothing. A window that reaches a pixel outside the mask or the image
+    has no value: depth that is not known is never made up.
+
+    Args:
+        pred_m: predicted planar z in metres, brought into the range as in ``image_metrics``.
+        truth_m: true planar z in metres.
+        mask: the pixels that count.
+        min_m, max_m: range in metres that predictions are brought into.
+
+    Returns:
+        (values, complete): the similarity, and where there is one. Elsewhere values are
+        meaningless but finite. Average them with ``mean_over``.
+    """
+    p = torch.where(mask, _in_range(pred_m, min_m, max_m), 0.0)
+    t = torch.where(mask, truth_m, 0.0).double()
+    highest = t.amax((1, 2, 3), keepdim=True)
+    lowest = torch.where(mask, t, highest).amin((1, 2, 3), keepdim=True)
+    extent = (highest - lowest).maximum(_SSIM_FLOOR * highest)
+    extent = torch.where(highest > 0, extent, 1.0)
+    c1, c2 = (0.01 * extent) ** 2, (0.03 * extent) ** 2
+    mean_p, mean_t = _window_mean(p), _window_mean(t)
+    var_p = _window_mean(p * p) - mean_p**2
+    var_t = _window_mean(t * t) - mean_t**2
+    covariance = _window_mean(p * t) - mean_p * mean_t
+    values = (2 * mean_p * mean_t + c1) * (2 * covariance + c2)
+    values = values / ((mean_p**2 + mean_t**2 + c1) * (var_p + var_t + c2))
+    outside = F.max_pool2d((~mask).float(), SSIM_WINDOW, 1, SSIM_WINDOW // 2) > 0
+    reach = SSIM_WINDOW // 2
+    inner = torch.zeros_like(mask)
+    inner[..., reach : mask.shape[-2] - reach, reach : mask.shape[-1] - reach] = True
+    return values, inner & ~outside
+
+
+def mean_over(
+    values: Float64[Tensor, "b 1 h w"], mask: Bool[Tensor, "b 1 h w"]
+) -> tuple[Float64[Tensor, " b"], Int64[Tensor, " b"]]:
+    """(mean, pixels) of a map over the masked pixels of each image; 0 where there are none."""
+
+    def mean(i: int) -> Tensor:
+        inside = values[i][mask[i]]
+        return _means(inside, inside)[:1]
+
+    return _per_image(mean, mask, 1)[:, 0], mask.sum((1, 2, 3))
 
 
 def flatness_residual(
@@ -290,6 +359,88 @@ class RegionTable:
         return table
 
 
+def bootstrap_means(
+    table: RegionTable,
+    scene_of: Mapping[int, str],
+    scenes: Sequence[str],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    min_pixels: int = 64,
+) -> dict[str, dict[str, Float64[np.ndarray, " draws"]]]:
+    """The means of ``RegionTable.result`` again, over scenes drawn with replacement.
+
+    Frames of one scene resemble each other, so the scene is what is drawn (cluster bootstrap,
+    Davison and Hinkley 1997, section 3.8). The draws depend on ``seed`` and the number of scenes
+    alone: tables of the same images are resampled alike, and the differences between their draws
+    are those of a paired comparison.
+
+    Args:
+        table: rows of one data set.
+        scene_of: sample id -> scene.
+        scenes: the scenes of the data set, those without rows included.
+        draws: number of resamples.
+        seed: of the resamples.
+        min_pixels: as in ``RegionTable.result``.
+
+    Returns:
+        region -> column (and "illusion_gap") -> means; NaN for a resample without the region.
+        Regions seen in fewer than two scenes are left out: nothing is known of their spread.
+    """
+    keys, values = (part.numpy() for part in table.state())
+    number = {scene: i for i, scene in enumerate(sorted(scenes))}
+    picks = np.random.default_rng(seed).multinomial(
+        len(number), np.full(len(number), 1 / len(number)), size=draws
+    )
+    result: dict[str, dict[str, np.ndarray]] = {}
+    for index, name in enumerate(REGIONS):
+        rows = (keys[:, 1] == index) & (keys[:, 2] >= min_pixels)
+        scene = np.array([number[scene_of[i]] for i in keys[rows, 0].tolist()], dtype=np.int64)
+        counts = np.bincount(scene, minlength=len(number))
+        if np.count_nonzero(counts) < 2:
+            continue
+        sums = np.zeros((len(number), len(table.columns)))
+        np.add.at(sums, scene, values[rows])
+        images = (picks @ counts).astype(np.float64)
+        images[images == 0] = np.nan
+        means = (picks @ sums) / images[:, None]
+        result[name] = dict(zip(table.columns, means.T, strict=True))
+    if "flat" in result and "background" in result and "abs_rel" in table.columns:
+        background = result["background"]["abs_rel"]
+        background = np.where(background > 0, background, np.nan)
+        result["flat"]["illusion_gap"] = result["flat"]["abs_rel"] / background
+    return result
+
+
+def percentile_interval(
+    draws: Float64[np.ndarray, " draws"], level: float = 0.95
+) -> tuple[float, float] | None:
+    """The central interval that holds ``level`` of the draws; NaN draws do not count."""
+    known = draws[~np.isnan(draws)]
+    if known.size == 0:
+        return None
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
+
+
+def _window_mean(x: Float64[Tensor, "b 1 h w"]) -> Float64[Tensor, "b 1 h w"]:
+    """Gaussian mean around every pixel, 0 beyond the image.
+
+    Shifted sums and not a convolution, whose order of summation differs between backends.
+    """
+    reach = SSIM_WINDOW // 2
+    offsets = range(-reach, reach + 1)
+    weights = [math.exp(-0.5 * (k / SSIM_SIGMA) ** 2) for k in offsets]
+    total = math.fsum(weights)
+    for axis, padding in ((-1, (reach, reach)), (-2, (0, 0, reach, reach))):
+        size = x.shape[axis]
+        padded = F.pad(x, padding)
+        x = torch.zeros_like(x)
+        for start, weight in enumerate(weights):
+            x = x + weight / total * padded.narrow(axis, start, size)
+    return x
+
+
 def _per_image(
     compute: Callable[[int], Tensor], mask: Bool[Tensor, "b 1 h w"], columns: int
 ) -> Float64[Tensor, "b m"]:
@@ -310,7 +461,7 @@ def _means(*rows: Float64[Tensor, " n"]) -> Float64[Tensor, " k"]:
     return torch.stack(rows).mean(dim=1)
 
 
-def _in_range(pred_m: Float[Tensor, " n"], min_m: float, max_m: float) -> Float64[Tensor, " n"]:
+def _in_range(pred_m: Float[Tensor, "..."], min_m: float, max_m: float) -> Float64[Tensor, "..."]:
     return pred_m.double().nan_to_num(nan=min_m).clamp(min_m, max_m)
 
 

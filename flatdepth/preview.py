@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from flatdepth.augment.layout import Paste
-from flatdepth.augment.photometric import COLUMNS
+from flatdepth.augment.photometric import NEUTRAL
 from flatdepth.config import TrainConfig
 from flatdepth.corpus import open_corpus
 from flatdepth.errors import UserError
@@ -112,7 +112,7 @@ class Row:
         name = f"{self.sample.frame.dataset} {self.sample.frame.key}"
         if not self.sample.plan:
             return f"{name}\nclean"
-        kinds = ", ".join(_kind(paste) for paste in self.sample.plan)
+        kinds = ", ".join(paste.describe() for paste in self.sample.plan)
         return f"{name}\n{kinds}\n{_residual(self.worst())}"
 
 
@@ -159,7 +159,7 @@ def paste_owner(samples: list[Sample], config: TrainConfig) -> Int64[Tensor, "b 
     for number in range(max(len(sample.plan) for sample in samples)):
         one = slice(number, number + 1)
         alone = [
-            replace(sample, plan=sample.plan[one], pictures=sample.pictures[one])
+            replace(sample, plan=sample.plan[one], contents=sample.contents[one])
             for sample in samples
         ]
         region = make_training_batch(alone, config, _CPU).region
@@ -185,14 +185,16 @@ def _row(seen: Seen, position: int) -> Row:
     image = (batch.image[position].movedim(0, -1) * 255).round().to(torch.uint8).numpy()
     depth_m, valid = batch.depth_m[position, 0].numpy(), batch.valid[position, 0].numpy()
     owner = seen.owner[position, 0].numpy()
+    region = batch.region[position, 0].numpy()
+    flat = np.where(region == Region.DECOY, -1, owner)
     return Row(
         step=seen.step,
         sample=seen.samples[position],
         image=image,
         depth_m=np.where(valid, depth_m, np.float32(np.nan)),
-        region=batch.region[position, 0].numpy(),
+        region=region,
         owner=owner,
-        residual=plane_residual(depth_m, valid, owner, batch.K_px[position].numpy()),
+        residual=plane_residual(depth_m, valid, flat, batch.K_px[position].numpy()),
     )
 
 
@@ -241,11 +243,10 @@ def preview_sheet(rows: Sequence[Row], config: TrainConfig) -> Image.Image:
 
 
 def preview_title(rows: Sequence[Row], config: TrainConfig) -> str:
-    """Run, steps and seed, and a word if pastes have not started yet."""
+    """Run, steps and seed, and a word if there are no pastes yet."""
     first, last = rows[0].step, rows[-1].step
     steps = f"step {first}" if first == last else f"steps {first} to {last}"
-    start = config.paste.start_step
-    note = f" (pastes start at step {start})" if first < start else ""
+    note = " (no pastes at this step)" if config.paste.at(first).share == 0 else ""
     return f"{config.name}: {steps}, seed {config.seed}{note}"
 
 
@@ -299,13 +300,18 @@ def _captions(row: Row) -> list[str]:
 
 
 def _origin(row: Row) -> str:
-    """Where the image was cut from its frame, and how its colours were changed."""
+    """Where the image was cut from its frame, and what the photometric stage did to it."""
     sample, view = row.sample, row.sample.view
     crop = f"{view.crop_width} × {view.crop_height} px at ({view.left}, {view.top})"
-    factors = zip(COLUMNS[:5], sample.photometric.tolist()[:5], strict=True)
-    colours = ", ".join(f"{name} {value:.2f}" for name, value in factors)
+    factors = dict(zip(NEUTRAL, sample.photometric.tolist(), strict=True))
+    changes = [
+        f"{name} {value:.3g}"
+        for name, value in factors.items()
+        if value != NEUTRAL[name] and name != "noise seed"
+    ]
     flipped = ", flipped" if view.flip else ""
-    return f"step {row.step}, scene {sample.frame.scene}, crop {crop}{flipped}; {colours}"
+    photometric = ", ".join(changes) or "colours unchanged"
+    return f"step {row.step}, scene {sample.frame.scene}, crop {crop}{flipped}; {photometric}"
 
 
 def _paste_table(row: Row) -> str:
@@ -323,23 +329,27 @@ def _paste_table(row: Row) -> str:
 def _paste_row(row: Row, number: int) -> str:
     paste = row.sample.plan[number]
     rectangle = paste.rectangle
-    left, top, right, bottom = paste.portion
-    shows = f"picture {paste.picture}"
-    if paste.kind is Region.MIRROR:
-        shows = f"image {right:.2f} to {left:.2f}, {top:.2f} to {bottom:.2f}"
-    framed = bool((row.region[row.owner == number] == Region.FRAME).any())
+    shows = "another frame"
+    if paste.portion is not None:
+        left, top, right, bottom = paste.portion
+        shows = f"image {right:.0f} to {left:.0f}, {top:.0f} to {bottom:.0f} px"
+    elif paste.picture >= 0:
+        shows = f"picture {paste.picture}"
+    framed = paste.look.frame_m > 0
     cells = [
         f"{rectangle.width:.2f} × {rectangle.height:.2f} m",
         f"{rectangle.centre[2]:.2f} m",
         f"{_tilt_deg(paste):.0f}°",
         f"{np.mean(row.owner == number):.1%}",
         escape(shows),
-        f"1/{2**paste.level}",
-        f"{paste.gain:.2f}",
-        _swatch(paste.frame_colour) if framed else "none",
+        f"{paste.picture_px[0]} × {paste.picture_px[1]} px",
+        f"{paste.look.light:.2f}",
+        _swatch(paste.look.frame_colour) if framed else "none",
         escape(_residual(row.worst(number))),
     ]
-    name = f"{_swatch(np.array(REGION_COLOURS[paste.kind]) / 255)} {escape(_kind(paste))}"
+    name = (
+        f"{_swatch(np.array(REGION_COLOURS[paste.kind.region]) / 255)} {escape(paste.describe())}"
+    )
     data = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr><th scope="row">{name}</th>{data}</tr>'
 
@@ -351,7 +361,7 @@ _PASTE_COLUMNS = (
     "tilt",
     "seen area",
     "shows",
-    "mip level",
+    "texels",
     "light",
     "frame",
     "residual",
@@ -363,10 +373,6 @@ def _tilt_deg(paste: Paste) -> float:
     m, ray = paste.rectangle.plane, paste.rectangle.centre
     cosine = m @ ray / (np.linalg.norm(m) * np.linalg.norm(ray))
     return math.degrees(math.acos(min(1.0, float(cosine))))
-
-
-def _kind(paste: Paste) -> str:
-    return f"{'hung' if paste.hung else 'standing'} {paste.kind.name.lower()}"
 
 
 def _residual(worst: float) -> str:

@@ -32,7 +32,7 @@ _RUN_FILES = ("metrics.json", "config.yaml", "history.jsonl")
 
 
 # name -> (label, definition); which way is better stands in flatdepth.metrics.BETTER.
-_METRICS: Mapping[str, tuple[str, str]] = {
+METRIC_NAMES: Mapping[str, tuple[str, str]] = {
     "abs_rel": ("AbsRel", "mean of |p − t| / t"),
     "sq_rel": ("SqRel", "mean of (p − t)² / t, in metres"),
     "rmse": ("RMSE", "root of the mean of (p − t)², in metres"),
@@ -43,6 +43,8 @@ _METRICS: Mapping[str, tuple[str, str]] = {
     "delta1": ("δ < 1.25", "share of pixels with max(p / t, t / p) < 1.25"),
     "delta2": ("δ < 1.25²", "share of pixels with max(p / t, t / p) < 1.25²"),
     "delta3": ("δ < 1.25³", "share of pixels with max(p / t, t / p) < 1.25³"),
+    "delta105": ("δ < 1.05", "share of pixels with max(p / t, t / p) < 1.05"),
+    "ssim": ("SSIM", "structural similarity of the depth maps, 11 × 11 windows; 1 is equal"),
     "flatness_residual": (
         "Relief",
         "RMS distance of 1/p from its best plane, over the mean of 1/p; 0 is flat",
@@ -55,7 +57,7 @@ _METRICS: Mapping[str, tuple[str, str]] = {
 }
 _COUNTS = ("images", "pixels")
 
-_REGIONS: Mapping[str, tuple[str, str]] = {
+REGION_NAMES: Mapping[str, tuple[str, str]] = {
     "flat": ("Mirrors and art", "all flat pastes; the truth is their surface"),
     "mirror": ("Mirrors", "the truth is the glass, not what it shows"),
     "art": ("Art", "paintings, posters and screens; the truth is their surface"),
@@ -73,7 +75,7 @@ _DOTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Evaluation:
+class Evaluation:
     label: str
     step: int
     table: Mapping[str, Mapping[str, float]]
@@ -81,7 +83,7 @@ class _Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """What a run directory holds; ``notes`` are sentences about what it lacks."""
 
     name: str
@@ -90,7 +92,7 @@ class _Run:
     seconds: float = math.nan
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
-    evaluations: Sequence[_Evaluation] = ()
+    evaluations: Sequence[Evaluation] = ()
     history: Sequence[Mapping[str, Any]] = ()
     config: str = ""
     pictures: Sequence[tuple[str, bytes, tuple[int, int]]] = ()
@@ -111,11 +113,11 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     target = out or run / "report.html"
     if target.is_dir():
         raise UserError(f"{target} is a directory; give the name of an HTML file to write")
-    write_atomic(target, _page(_read_run(run)).encode("utf-8", "replace"))
+    write_atomic(target, _page(read_run(run)).encode("utf-8", "replace"))
     return target
 
 
-def _read_run(run: Path) -> _Run:
+def read_run(run: Path) -> Run:
     if not any((run / name).is_file() for name in _RUN_FILES):
         files = ", ".join(_RUN_FILES)
         found = f"holds none of {files}" if run.is_dir() else "is not a directory"
@@ -135,10 +137,10 @@ def _read_run(run: Path) -> _Run:
     )
 
 
-def _read_metrics(run: Path, notes: list[str], **parts: Any) -> _Run:
+def _read_metrics(run: Path, notes: list[str], **parts: Any) -> Run:
     path = run / "metrics.json"
     if not path.is_file():
-        return _Run(run.resolve().name, notes=["There is no metrics.json yet.", *notes], **parts)
+        return Run(run.resolve().name, notes=["There is no metrics.json yet.", *notes], **parts)
     try:
         record = json.loads(path.read_text("utf-8"))
         if record["format"] != _FORMAT:
@@ -146,7 +148,7 @@ def _read_metrics(run: Path, notes: list[str], **parts: Any) -> _Run:
                 f"{path} has format {record['format']!r}, this version reads {_FORMAT}; "
                 "use the flatdepth version that wrote it"
             )
-        return _Run(
+        return Run(
             name=str(record["name"]),
             finished=bool(record["finished"]),
             protocol=str(record["protocol"]),
@@ -164,8 +166,8 @@ def _read_metrics(run: Path, notes: list[str], **parts: Any) -> _Run:
         ) from error
 
 
-def _evaluation(entry: Mapping[str, Any]) -> _Evaluation:
-    return _Evaluation(
+def _evaluation(entry: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(
         label=str(entry["label"]),
         step=int(entry["step"]),
         table={
@@ -227,14 +229,14 @@ def _number(value: object) -> float:
     raise ValueError(f"{value!r} is not a number")
 
 
-def _page(run: _Run) -> str:
+def _page(run: Run) -> str:
     sections = (
-        _section("AbsRel by region", _summary(run)),
-        _section("Curves", _curves(run)),
-        _section("Pictures", _gallery(run)),
-        _section("All metrics by region", _metric_cards(run)),
-        _section("What the metrics mean", _definitions(run)),
-        _section("The run", _facts(run)),
+        section("AbsRel by region", _summary(run)),
+        section("Curves", _curves(run)),
+        section("Pictures", _gallery(run)),
+        section("All metrics by region", _metric_cards(run)),
+        section("What the metrics mean", _definitions(run)),
+        section("The run", _facts(run)),
     )
     state = "finished" if run.finished else "not finished"
     return f"""<!doctype html>
@@ -245,7 +247,7 @@ def _page(run: _Run) -> str:
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>{escape(run.name)} · flatdepth</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <main>
@@ -264,11 +266,11 @@ def _page(run: _Run) -> str:
 """
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     return f"<section>\n<h2>{title}</h2>\n{body}\n</section>\n" if body else ""
 
 
-def _notes(run: _Run) -> str:
+def _notes(run: Run) -> str:
     notes = list(run.notes)
     if not run.finished:
         last = f" Its last logged step is {run.history[-1]['step']:,}." if run.history else ""
@@ -277,11 +279,11 @@ def _notes(run: _Run) -> str:
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def _abs_rel(evaluation: _Evaluation, region: str) -> float:
+def _abs_rel(evaluation: Evaluation, region: str) -> float:
     return evaluation.table.get(region, {}).get("abs_rel", math.nan)
 
 
-def _headline(run: _Run) -> str:
+def _headline(run: Run) -> str:
     """The result in one sentence, as HTML."""
     if not run.evaluations:
         return "No evaluation has been written yet."
@@ -307,7 +309,7 @@ def _headline(run: _Run) -> str:
     return f"{lead}; {others}." if others else f"{lead}."
 
 
-def _course(first: _Evaluation, last: _Evaluation, region: str) -> str:
+def _course(first: Evaluation, last: Evaluation, region: str) -> str:
     """``0.118 → 0.111 (−6 %)``, or the last value alone if there is nothing before it."""
     start, end = _abs_rel(first, region), _abs_rel(last, region)
     if first is last or not math.isfinite(start):
@@ -315,7 +317,7 @@ def _course(first: _Evaluation, last: _Evaluation, region: str) -> str:
     return f"{_tidy(start)} → {_tidy(end)} ({_percent(start, end)})"
 
 
-def _tiles(run: _Run) -> str:
+def _tiles(run: Run) -> str:
     if len(run.evaluations) < 2:
         return ""
     first, last = run.evaluations[0], run.evaluations[-1]
@@ -324,79 +326,80 @@ def _tiles(run: _Run) -> str:
         start, end = _abs_rel(first, region), _abs_rel(last, region)
         if math.isfinite(start) and math.isfinite(end):
             tiles.append(
-                f'<div class="tile"><span>{_REGIONS[region][0]}</span>'
+                f'<div class="tile"><span>{REGION_NAMES[region][0]}</span>'
                 f"<p><s>{_tidy(start)}</s> {_tidy(end)}</p>"
                 f"{_change(start, end, higher_is_better=False)}</div>"
             )
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _summary(run: _Run) -> str:
+def _summary(run: Run) -> str:
     if not run.evaluations:
         return ""
     rows = [
-        (_region_label(region), _values(run, region, "abs_rel"), False) for region in _regions(run)
+        (region_label(region), _values(run, region, "abs_rel"), False) for region in _regions(run)
     ]
     gap = [evaluation.illusion_gap for evaluation in run.evaluations]
     rows.append(("Illusion gap", gap, False))
     return _table("Region", rows, run.evaluations) + _protocol(run) + _SUMMARY_NOTE
 
 
-def _metric_cards(run: _Run) -> str:
+def _metric_cards(run: Run) -> str:
     cards = []
     for region in _regions(run):
         rows: list[tuple[str, Sequence[float], bool | None]] = []
         for name in _metric_names(run, region):
             higher = BETTER[name] == "higher" if name in BETTER else None
-            rows.append((_metric_label(name), _values(run, region, name), higher))
+            rows.append((metric_label(name), _values(run, region, name), higher))
         cards.append(
-            f'<div class="card"><h3>{_region_label(region)}</h3>'
-            f"<p class='small'>{_REGIONS[region][1] if region in _REGIONS else ''}</p>"
+            f'<div class="card"><h3>{region_label(region)}</h3>'
+            f"<p class='small'>{REGION_NAMES[region][1] if region in REGION_NAMES else ''}</p>"
             f"{_table('Metric', rows, run.evaluations)}</div>"
         )
     columns = len(run.evaluations)
     return f'<div class="cards" style="--columns: {columns}">{"".join(cards)}</div>' * bool(cards)
 
 
-def _regions(run: _Run) -> list[str]:
+def _regions(run: Run) -> list[str]:
     """The regions that were evaluated: known ones in their order, then any others."""
     found = dict.fromkeys(region for evaluation in run.evaluations for region in evaluation.table)
-    return [*(name for name in _REGIONS if name in found), *(n for n in found if n not in _REGIONS)]
+    others = [name for name in found if name not in REGION_NAMES]
+    return [*(name for name in REGION_NAMES if name in found), *others]
 
 
-def _metric_names(run: _Run, region: str) -> list[str]:
+def _metric_names(run: Run, region: str) -> list[str]:
     """The metrics of a region: known ones in their order, then others, then the counts."""
     found = dict.fromkeys(
         name for evaluation in run.evaluations for name in evaluation.table.get(region, {})
     )
-    known = [*_METRICS, *_COUNTS]
+    known = [*METRIC_NAMES, *_COUNTS]
     return [
-        *(name for name in _METRICS if name in found),
+        *(name for name in METRIC_NAMES if name in found),
         *(name for name in found if name not in known),
         *(name for name in _COUNTS if name in found),
     ]
 
 
-def _values(run: _Run, region: str, metric: str) -> list[float]:
+def _values(run: Run, region: str, metric: str) -> list[float]:
     return [
         evaluation.table.get(region, {}).get(metric, math.nan) for evaluation in run.evaluations
     ]
 
 
-def _region_label(region: str) -> str:
-    label = escape(_REGIONS[region][0] if region in _REGIONS else region)
+def region_label(region: str) -> str:
+    label = escape(REGION_NAMES[region][0] if region in REGION_NAMES else region)
     style = _DOTS.get(region)
     return f'<i class="dot" style="{style}"></i>{label}' if style else label
 
 
-def _metric_label(name: str) -> str:
-    return escape(_METRICS[name][0] if name in _METRICS else name)
+def metric_label(name: str) -> str:
+    return escape(METRIC_NAMES[name][0] if name in METRIC_NAMES else name)
 
 
 def _table(
     corner: str,
     rows: Sequence[tuple[str, Sequence[float], bool | None]],
-    evaluations: Sequence[_Evaluation],
+    evaluations: Sequence[Evaluation],
 ) -> str:
     """One column per evaluation, and the change from the first to the last.
 
@@ -481,11 +484,11 @@ def _change(start: float, end: float, *, higher_is_better: bool) -> str:
     return f'<span class="{verdict}">{_percent(start, end)}</span>'
 
 
-def _definitions(run: _Run) -> str:
+def _definitions(run: Run) -> str:
     used = {name for region in _regions(run) for name in _metric_names(run, region)}
     items = "".join(
         f"<dt>{escape(label)}</dt><dd>{escape(definition)}; {BETTER[name]} is better</dd>"
-        for name, (label, definition) in _METRICS.items()
+        for name, (label, definition) in METRIC_NAMES.items()
         if name in used
     )
     if not items:
@@ -498,18 +501,18 @@ def _definitions(run: _Run) -> str:
     )
 
 
-def _protocol(run: _Run) -> str:
+def _protocol(run: Run) -> str:
     return f"<p class='small'><b>Protocol:</b> {escape(run.protocol)}</p>"
 
 
-def _curves(run: _Run) -> str:
+def _curves(run: Run) -> str:
     if not run.history:
         return ""
     evaluations = [{"step": entry.step, "table": entry.table} for entry in run.evaluations]
 
     def source(*, dark: bool, narrow: bool) -> str:
         svg = loss_curve(run.history, evaluations, dark=dark, narrow=narrow)
-        return _data_uri("image/svg+xml", svg)
+        return data_uri("image/svg+xml", svg)
 
     phone, night = "(max-width: 40rem)", "(prefers-color-scheme: dark)"
     return (
@@ -525,21 +528,21 @@ def _curves(run: _Run) -> str:
     )
 
 
-def _gallery(run: _Run) -> str:
+def _gallery(run: Run) -> str:
     return "".join(
         f'<figure><div class="scroll sheet" tabindex="0" role="region" aria-label="{escape(name)}">'
-        f'<img src="{_data_uri("image/webp", data)}" width="{width}" height="{height}" '
+        f'<img src="{data_uri("image/webp", data)}" width="{width}" height="{height}" '
         f'alt="Contact sheet {escape(name)}"></div>'
         f"<figcaption>{escape(name)}</figcaption></figure>"
         for name, data, (width, height) in run.pictures
     )
 
 
-def _facts(run: _Run) -> str:
+def _facts(run: Run) -> str:
     facts = {
-        "Duration": _duration(run.seconds) if math.isfinite(run.seconds) else "",
+        "Duration": duration(run.seconds) if math.isfinite(run.seconds) else "",
         "Steps": f"{run.history[-1]['step']:,}" if run.history else "",
-        "Skipped steps": f"{sum(_lost(record) for record in run.history):,}" if run.history else "",
+        "Skipped steps": f"{sum(lost(record) for record in run.history):,}" if run.history else "",
         "Images per second": _median(run, "images_per_s", "{:,.1f} (median)"),
         "Waiting for data": _median(run, "data_wait_share", "{:.1%} of the time (median)"),
         "Gradient norm": _median(run, "grad_norm", "{:.3g} (median)"),
@@ -552,18 +555,18 @@ def _facts(run: _Run) -> str:
     return f"<dl class='facts'>{items}</dl>" if items else ""
 
 
-def _lost(record: Mapping[str, Any]) -> bool:
+def lost(record: Mapping[str, Any]) -> bool:
     loss = record["loss"]
     return not (isinstance(loss, (int, float)) and math.isfinite(loss))
 
 
-def _median(run: _Run, key: str, form: str) -> str:
+def _median(run: Run, key: str, form: str) -> str:
     values = [record[key] for record in run.history]
     known = [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
     return form.format(median(known)) if known else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     if hours:
@@ -571,7 +574,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60:02} s" if minutes else f"{seconds:.1f} s"
 
 
-def _config(run: _Run) -> str:
+def _config(run: Run) -> str:
     if not run.config:
         return ""
     return (
@@ -580,7 +583,7 @@ def _config(run: _Run) -> str:
     )
 
 
-def _data_uri(kind: str, data: bytes) -> str:
+def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -592,7 +595,7 @@ _SUMMARY_NOTE = (
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
-_STYLE = """
+STYLE = """
 :root {
   color-scheme: light dark;
   --page: #ffffff; --card: #f7f8fa; --ink: #1f2328; --muted: #5c6670; --line: #dfe3e8;

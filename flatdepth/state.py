@@ -1,13 +1,14 @@
 """Checkpoints of a run: written whole or not at all, found again, and checked before they are used.
 
 ``<run>/checkpoints/step-00000500/`` holds what accelerate saves (weights, optimiser, scaler and the
-random states) and ``state.json`` with the position, the evaluations, the resolved configuration and
-the versions. The directory is filled under a temporary name, synced to disk and renamed; older
-checkpoints are deleted after that.
+random states), ``ema.safetensors`` if weights are averaged, and ``state.json`` with the position,
+the evaluations, the resolved configuration and the versions. The directory is filled under a
+temporary name, synced to disk and renamed; older checkpoints are deleted after that.
 """
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
 from flatdepth.config import TrainConfig
+from flatdepth.ema import Ema
 from flatdepth.errors import UserError
+from flatdepth.metrics import BETTER
 
 FORMAT = 1
 STATE_FILE = "state.json"
+EMA_FILE = "ema.safetensors"
 PACKAGES = ("flatdepth", "torch", "accelerate", "kornia", "numpy")
 
 SAFE_TO_CHANGE = (
@@ -49,9 +54,10 @@ class Progress:
     """Where a run stands; everything that resuming needs besides accelerate's own state.
 
     Attributes:
-        step: optimiser steps taken; the next step's samples follow from it.
+        step: optimiser steps, skipped ones included; the next step's samples follow from it.
         seconds: training time so far, over all interruptions.
-        bad_steps: optimiser steps in a row that were skipped for a loss that is not finite.
+        bad_steps: steps in a row that were skipped: their loss or gradient was not finite (in fp16
+            an overflow, after which the gradient scaler tries a smaller scale) or no pixel valid.
         skipped_steps: such steps in all.
         best: value of the chosen metric at the best validation, and its step.
         stale: validations in a row that were no better.
@@ -66,6 +72,53 @@ class Progress:
     stale: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def updates(self) -> int:
+        """Optimiser steps that changed the weights: what rate, moments and average count by."""
+        return self.step - self.skipped_steps
+
+
+def update_best(progress: Progress, config: TrainConfig) -> bool:
+    """Whether the newest validation is the best so far; updates ``best`` and ``stale``.
+
+    A value that is not finite or missing is never the best, and neither is one whose AbsRel on
+    clean images is worse than ``eval.clean_guard`` allows, for a model that started from a
+    checkpoint.
+    """
+    region, _, metric = config.eval.metric.partition(".")
+    first, newest = (progress.evaluations[i]["table"] for i in (0, -1))
+    value = newest.get(region, {}).get(metric, math.nan)
+    sign = 1 if BETTER[metric] == "lower" else -1
+    better = math.isfinite(value)
+    if progress.best is not None:
+        better &= sign * value < sign * progress.best["value"]
+    if config.model.checkpoint is not None and "clean" in newest and "clean" in first:
+        limit = first["clean"]["abs_rel"] * (1 + config.eval.clean_guard)
+        better &= newest["clean"]["abs_rel"] <= limit
+    progress.stale = 0 if better else progress.stale + 1
+    if better:
+        progress.best = {"value": value, "step": progress.step}
+    return better
+
+
+def count_step(progress: Progress, taken: bool, keys: list[str], config: TrainConfig) -> None:
+    """Count a step that was or was not taken.
+
+    Args:
+        keys: this rank's samples of the step, for the message.
+
+    Raises:
+        UserError: ``max_bad_steps`` steps in a row were not taken.
+    """
+    progress.bad_steps = 0 if taken else progress.bad_steps + 1
+    progress.skipped_steps += not taken
+    if progress.bad_steps >= config.max_bad_steps:
+        raise UserError(
+            f"{progress.bad_steps} optimiser steps in a row had a loss or gradient that is not "
+            f"finite, or no valid pixel (max_bad_steps); the last one's samples were "
+            f"{', '.join(keys)}; lower optim.lr, or look at these frames with tools/pack.py verify"
+        )
+
 
 def versions() -> dict[str, str]:
     """The versions of the packages that the numbers depend on."""
@@ -79,7 +132,7 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, run: Path, progress: Progress, config: TrainConfig
+    accelerator: Accelerator, run: Path, progress: Progress, config: TrainConfig, ema: Ema
 ) -> Path:
     """Save the state of a run after an optimiser step; collective over all ranks.
 
@@ -97,6 +150,8 @@ def save_checkpoint(
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        if average := ema.state_dict():
+            save_file(average, temporary / EMA_FILE)
         document = {
             "format": FORMAT,
             "ranks": accelerator.num_processes,
@@ -115,8 +170,10 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path, config: TrainConfig) -> Progress:
-    """Bring the prepared model and optimiser to the state of a checkpoint.
+def load_checkpoint(
+    accelerator: Accelerator, path: Path, config: TrainConfig, ema: Ema
+) -> Progress:
+    """Bring the prepared model and optimiser and the average to the state of a checkpoint.
 
     Raises:
         UserError: the checkpoint is of another format, or was made with a configuration that
@@ -138,6 +195,8 @@ def load_checkpoint(accelerator: Accelerator, path: Path, config: TrainConfig) -
             + "; set it back, or start a new run with another name"
         )
     accelerator.load_state(str(path))
+    if ema.state_dict():
+        ema.load_state_dict(load_file(path / EMA_FILE))
     return Progress(**document["progress"])
 
 

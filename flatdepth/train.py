@@ -9,16 +9,14 @@ function of the step.
 import dataclasses
 import math
 import os
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import AutocastKwargs, ProjectConfiguration, parse_flag_from_env
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,21 +24,27 @@ from flatdepth.augment.composite import paste
 from flatdepth.augment.photometric import photometric
 from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.corpus import open_corpus
+from flatdepth.ema import Ema
 from flatdepth.errors import UserError
 from flatdepth.evaluate import evaluate
 from flatdepth.loader import Sample, to_device, training_samples
+from flatdepth.lora import add_lora, merged
 from flatdepth.losses import depth_loss
-from flatdepth.metrics import BETTER
+from flatdepth.modelcard import write_model_card
 from flatdepth.models.checkpoint import load_weights, save_weights
-from flatdepth.models.depth_anything import DepthAnythingV2, freeze, parameter_groups
+from flatdepth.models.depth_anything import DepthAnythingV2, freeze
+from flatdepth.optim import make_optimizer
 from flatdepth.runlog import RunLog
 from flatdepth.schedule import lr_factor
 from flatdepth.state import (
     Progress,
+    count_step,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    update_best,
 )
+from flatdepth.stop import StopRequest
 from flatdepth.types import Batch, Region
 
 
@@ -60,16 +64,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     torch.manual_seed(config.seed)
     model = build_model(config, accelerator)
-    groups = parameter_groups(
-        model, config.optim.lr, config.optim.head_lr_factor, config.optim.weight_decay
-    )
-    peak_rates: list[Any] = [group["lr"] for group in groups]
-    on_cuda = accelerator.device.type == "cuda"
-    optimizer = torch.optim.AdamW(groups, fused=on_cuda or None)
+    optimizer = make_optimizer(model, config.optim, accelerator.device)
+    peak_rates = [float(group["lr"]) for group in optimizer.param_groups]
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    ema = Ema(model, config.optim.ema)
     progress = Progress()
     if resume_from is not None:
-        progress = load_checkpoint(accelerator, resume_from, config)
+        progress = load_checkpoint(accelerator, resume_from, config, ema)
     log = RunLog(run, config, accelerator, progress)
     stream = training_samples(
         corpus,
@@ -90,16 +91,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if due and not stop.agreed and not log.has_evaluated(progress.step):
                 label = _label(progress.step, config)
                 title = f"{config.name}: {label}"
-                result = evaluate(model, corpus, config, accelerator, title=title)
-                log.evaluation(label, result.table, result.sheet)
-                if _is_best(progress, config) and accelerator.is_main_process:
-                    _save_weights(model, run / "weights" / "best", config, progress.step)
+                with ema.applied():
+                    result = evaluate(model, corpus, config, accelerator, title=title)
+                    log.evaluation(label, result.table, result.sheet)
+                    if update_best(progress, config) and accelerator.is_main_process:
+                        _save_weights(model, run / "weights" / "best", config, progress.step)
 
             # save
             done |= 0 < config.eval.patience <= progress.stale
             progress.seconds = time.perf_counter() - started
             if done or stop.agreed or (progress.step and progress.step % config.save_every == 0):
-                save_checkpoint(accelerator, run, progress, config)
+                save_checkpoint(accelerator, run, progress, config, ema)
 
             # stop
             if done or stop.agreed:
@@ -107,15 +109,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
             # step
             factor = lr_factor(
-                progress.step,
+                progress.updates,
                 steps=config.steps,
                 warmup=config.optim.warmup,
                 kind=config.optim.schedule,
+                power=config.optim.power,
+                floor=config.optim.floor,
+                cycle=config.optim.cycle,
             )
             for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
                 group["lr"] = peak * factor
             step_started, waited = time.perf_counter(), 0.0
-            loss_sum = torch.zeros((), device=accelerator.device)
+            sums = torch.zeros(2, device=accelerator.device)
             keys: list[str] = []
             for _ in range(accumulation):
                 wait_started = time.perf_counter()
@@ -127,23 +132,25 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     with accelerator.autocast():
                         prediction = wrapped(batch.image)
                     weight = loss_weight(batch, config.loss)
-                    loss = depth_loss(model.kind, prediction, batch.depth_m, weight).mean()
-                    accelerator.backward(loss)
-                    loss_sum += loss.detach()
-            mean_loss, stop.agreed = _agree(loss_sum / accumulation, stop, accelerator)
+                    losses = depth_loss(model.kind, prediction, batch.depth_m, weight, config.loss)
+                    accelerator.backward(losses.mean())
+                    has_truth = (weight > 0).flatten(1).any(1)
+                    sums += torch.stack((losses.detach().sum(), has_truth.sum()))
+            mean_loss, images, stop.agreed = _agree(sums, stop, accelerator)
             norm = math.nan
             if math.isfinite(mean_loss):
+                _scale_gradients(model, config.batch / images)
                 clip = config.optim.clip_norm
                 norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), clip))
-            # an overflow of scaled fp16 gradients is the scaler's to handle
-            taken = math.isfinite(mean_loss) and (
-                math.isfinite(norm) or accelerator.scaler is not None
-            )
-            if taken:
+            taken = math.isfinite(norm)
+            # after an overflow in fp16 the gradient scaler steps only to lower its scale
+            if taken or (math.isfinite(mean_loss) and accelerator.scaler is not None):
                 optimizer.step()
             optimizer.zero_grad()
             progress.step += 1
-            _count_bad_steps(progress, taken, keys, config)
+            count_step(progress, taken, keys, config)
+            if taken:
+                ema.update(progress.updates)
 
             # log
             seconds = time.perf_counter() - step_started
@@ -157,8 +164,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     stream.close()
     if done and accelerator.is_main_process:
-        _save_weights(model, run / "weights" / "final", config, progress.step)
+        with ema.applied():
+            _save_weights(model, run / "weights" / "final", config, progress.step)
     metrics = log.close(finished=done)
+    if done and accelerator.is_main_process:
+        write_model_card(run / "weights" / "final.safetensors", run)
     accelerator.end_training()
     return metrics
 
@@ -179,6 +189,9 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         mixed_precision=precision,
         log_with=None if config.tracker == "none" else config.tracker,
         project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tracker")),
+        # Every weight is used once per forward pass: a cache of their half-precision copies saves
+        # no work, and with checkpointing it holds them all when the head's activations peak.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
@@ -216,6 +229,8 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthAnythingV
     if chosen.checkpoint is not None:
         accelerator.print(load_weights(model, chosen.checkpoint, head=chosen.head))
     freeze(model, chosen.freeze, chosen.frozen_blocks)
+    if chosen.lora_rank:
+        add_lora(model, rank=chosen.lora_rank, alpha=chosen.lora_alpha)
     return model
 
 
@@ -235,36 +250,22 @@ def loss_weight(batch: Batch, config: LossConfig) -> Float[Tensor, "b 1 h w"]:
     return per_region[batch.region.long()] * batch.valid
 
 
-class StopRequest:
-    """Remembers SIGTERM and SIGINT until the end of the step, when all ranks agree on it.
+def _agree(sums: Tensor, stop: StopRequest, accelerator: Accelerator) -> tuple[float, int, bool]:
+    """(mean loss over a step's images with truth, how many they are, whether a rank was stopped).
 
-    A second SIGINT interrupts at once.
+    Over all ranks. The mean is NaN if no image has truth, and not finite if a loss is not.
     """
-
-    def __init__(self) -> None:
-        self.received = False
-        self.agreed = False
-
-    def __enter__(self) -> "StopRequest":
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
+    mine = torch.cat((sums, sums.new_tensor([float(stop.received)])))
+    total, images, stops = accelerator.reduce(mine, "sum").tolist()
+    return total / images if images else math.nan, int(images), stops > 0
 
 
-def _agree(loss: Tensor, stop: StopRequest, accelerator: Accelerator) -> tuple[float, bool]:
-    """The mean loss over ranks (not finite if it is so on any) and whether any rank was stopped."""
-    mine = torch.stack([loss, torch.full_like(loss, float(stop.received))])
-    total, stops = accelerator.reduce(mine, "sum").tolist()
-    return total / accelerator.num_processes, stops > 0
+def _scale_gradients(model: DepthAnythingV2, factor: float) -> None:
+    """From the mean over all images of the step, as accumulated, to that over those with truth."""
+    if factor != 1:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= factor
 
 
 def _claim_run(run: Path, config: TrainConfig) -> Path | None:
@@ -281,41 +282,9 @@ def _label(step: int, config: TrainConfig) -> str:
         return "start"
     if step == config.steps:
         return "end"
-    if step == config.paste.start_step:
-        return "before pastes"
     return f"step {step}"
-
-
-def _is_best(progress: Progress, config: TrainConfig) -> bool:
-    """Whether the newest evaluation is the best so far; updates ``best`` and ``stale``."""
-    region, _, metric = config.eval.metric.partition(".")
-    tables = [entry["table"] for entry in progress.evaluations]
-    newest = tables[-1]
-    value = newest.get(region, {}).get(metric)
-    if value is None:
-        return False
-    sign = 1 if BETTER[metric] == "lower" else -1
-    better = progress.best is None or sign * value < sign * progress.best["value"]
-    if config.model.checkpoint is not None and "clean" in newest and "clean" in tables[0]:
-        limit = tables[0]["clean"]["abs_rel"] * (1 + config.eval.clean_guard)
-        better &= newest["clean"]["abs_rel"] <= limit
-    progress.stale = 0 if better else progress.stale + 1
-    if better:
-        progress.best = {"value": value, "step": progress.step}
-    return better
-
-
-def _count_bad_steps(progress: Progress, taken: bool, keys: list[str], config: TrainConfig) -> None:
-    progress.bad_steps = 0 if taken else progress.bad_steps + 1
-    progress.skipped_steps += not taken
-    if progress.bad_steps >= config.max_bad_steps:
-        raise UserError(
-            f"{progress.bad_steps} optimiser steps in a row had a loss or gradient that is not "
-            f"finite (max_bad_steps); the last one's samples were {', '.join(keys)}; lower "
-            "optim.lr, or look at these frames with tools/pack.py verify"
-        )
 
 
 def _save_weights(model: DepthAnythingV2, stem: Path, config: TrainConfig, step: int) -> None:
     extra = {"run": config.name, "step": str(step)}
-    save_weights(model, stem, extra=extra, overwrite=True)
+    save_weights(merged(model), stem, extra=extra, overwrite=True)

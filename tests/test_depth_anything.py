@@ -22,6 +22,7 @@ from flatdepth.models.depth_anything import (
     parameter_groups,
     resize_position_embedding,
 )
+from flatdepth.models.huggingface import to_huggingface
 
 SMALL = EncoderSpec(
     embed_dim=48, depth=5, heads=3, taken=(0, 2, 3, 4), features=16, out_channels=(8, 12, 20, 24)
@@ -153,51 +154,6 @@ def random_weights(model: DepthAnythingV2, seed: int) -> None:
             p.data = 0.5 * noise
 
 
-def in_hub_layout(model: DepthAnythingV2) -> dict[str, Tensor]:
-    """The state dict under the names of the published transformers checkpoints (``*-hf``)."""
-    spec = ENCODERS[model.encoder]
-    names = {
-        "pretrained.cls_token": "backbone.embeddings.cls_token",
-        "pretrained.mask_token": "backbone.embeddings.mask_token",
-        "pretrained.pos_embed": "backbone.embeddings.position_embeddings",
-        "pretrained.patch_embed.proj": "backbone.embeddings.patch_embeddings.projection",
-        "pretrained.norm": "backbone.layernorm",
-        "depth_head.scratch.output_conv1": "head.conv1",
-        "depth_head.scratch.output_conv2.0": "head.conv2",
-        "depth_head.scratch.output_conv2.2": "head.conv3",
-    }
-    for i in range(spec.depth):
-        ours, theirs = f"pretrained.blocks.{i}", f"backbone.encoder.layer.{i}"
-        names |= {f"{ours}.norm{k}": f"{theirs}.norm{k}" for k in (1, 2)}
-        names |= {f"{ours}.ls{k}.gamma": f"{theirs}.layer_scale{k}.lambda1" for k in (1, 2)}
-        names |= {f"{ours}.mlp.fc{k}": f"{theirs}.mlp.fc{k}" for k in (1, 2)}
-        names[f"{ours}.mlp.w12"] = f"{theirs}.mlp.weights_in"
-        names[f"{ours}.mlp.w3"] = f"{theirs}.mlp.weights_out"
-        names[f"{ours}.attn.proj"] = f"{theirs}.attention.output.dense"
-    for i in range(4):
-        stage = f"neck.reassemble_stage.layers.{i}"
-        names[f"depth_head.projects.{i}"] = f"{stage}.projection"
-        names[f"depth_head.resize_layers.{i}"] = f"{stage}.resize"
-        names[f"depth_head.scratch.layer{i + 1}_rn"] = f"neck.convs.{i}"
-        ours, theirs = f"depth_head.scratch.refinenet{i + 1}", f"neck.fusion_stage.layers.{3 - i}"
-        names[f"{ours}.out_conv"] = f"{theirs}.projection"
-        for unit in (1, 2):
-            for conv in (1, 2):
-                names[f"{ours}.resConfUnit{unit}.conv{conv}"] = (
-                    f"{theirs}.residual_layer{unit}.convolution{conv}"
-                )
-    renamed = {}
-    for name, tensor in model.state_dict().items():
-        stem, _, leaf = name.rpartition(".")
-        if stem.endswith("attn.qkv"):
-            layer = f"backbone.encoder.layer.{stem.split('.')[2]}.attention.attention"
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                renamed[f"{layer}.{part}.{leaf}"] = rows.clone()
-        else:
-            renamed[names[name] if name in names else f"{names[stem]}.{leaf}"] = tensor
-    return renamed
-
-
 def in_transformers(model: DepthAnythingV2, folder: Path) -> DepthAnythingForDepthEstimation:
     """The same weights in the transformers model, through a file of the published layout."""
     spec = ENCODERS[model.encoder]
@@ -218,7 +174,7 @@ def in_transformers(model: DepthAnythingV2, folder: Path) -> DepthAnythingForDep
         max_depth=int(model.max_depth_m) if model.kind == "metric" else 1,
     )
     config.save_pretrained(folder)
-    save_file(in_hub_layout(model), folder / "model.safetensors", {"format": "pt"})
+    save_file(to_huggingface(model.state_dict()), folder / "model.safetensors", {"format": "pt"})
     twin, info = DepthAnythingForDepthEstimation.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     return twin.eval()

@@ -11,19 +11,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from flatdepth.config import LossConfig, ModelConfig, TrainConfig
+from flatdepth.errors import UserError
 from flatdepth.losses import (
+    EQUAL_RATIO,
     MIN_RELIEF,
+    _pair_offsets,
     _trimmed_mean,
     _weighted_median,
     depth_loss,
+    l1_log_loss,
+    l2_log_loss,
+    ranking_loss,
     relative_loss,
     silog_loss,
 )
 
-Kind = Literal["metric", "relative"]
+Kind = Literal["silog", "l1_log", "l2_log", "affine", "ranking"]
 KINDS = get_args(Kind)
 SEEDS = st.integers(0, 2**32 - 1)
-LOSSES: dict[Kind, Callable[..., Tensor]] = {"metric": silog_loss, "relative": relative_loss}
+LOSSES: dict[Kind, Callable[..., Tensor]] = {
+    "silog": silog_loss,
+    "l1_log": l1_log_loss,
+    "l2_log": l2_log_loss,
+    "affine": relative_loss,
+    "ranking": ranking_loss,
+}
 
 
 def row(*values: float, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -44,7 +57,7 @@ def scene(
 
 def loss_and_grad(kind: Kind, pred: Tensor, truth: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     pred = pred.clone().requires_grad_()
-    loss = depth_loss(kind, pred, truth, weight)
+    loss = LOSSES[kind](pred, truth, weight)
     (grad,) = torch.autograd.grad(loss.sum(), pred)
     return loss.detach(), grad
 
@@ -86,7 +99,7 @@ def test_silog_with_lam_1_ignores_scale_and_with_lam_0_does_not(seed: int, scale
 
 def test_silog_of_a_perfect_fit_is_0_with_finite_gradient() -> None:
     _, truth, weight = scene(0)
-    loss, grad = loss_and_grad("metric", truth, truth, weight)
+    loss, grad = loss_and_grad("silog", truth, truth, weight)
     assert loss.tolist() == [0, 0, 0]
     assert (grad == 0).all()
 
@@ -97,14 +110,14 @@ def test_silog_gradient_is_bounded_near_a_perfect_fit(error: float) -> None:
     truth = torch.ones(1, 1, 4, 4, dtype=torch.float64)
     pred = truth.clone()
     pred[0, 0, 0, 0] += error
-    _, grad = loss_and_grad("metric", pred, truth, torch.ones_like(truth))
+    _, grad = loss_and_grad("silog", pred, truth, torch.ones_like(truth))
     assert 0 < grad[0, 0, 0, 0] <= error / (16 * 1e-3)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e-8])
 def test_silog_reads_predictions_below_the_range_as_its_edge(value: float) -> None:
     pred, truth, weight = row(value, 3), row(2, 3), row(1, 1)
-    loss, grad = loss_and_grad("metric", pred, truth, weight)
+    loss, grad = loss_and_grad("silog", pred, truth, weight)
     assert torch.equal(loss, silog_loss(row(1e-3, 3), truth, weight))
     assert grad.isfinite().all() and grad[..., 0] == 0
 
@@ -191,7 +204,7 @@ def test_weighted_median_is_the_lower_median_of_repeated_values(
 @pytest.mark.parametrize("pred", [0.0, 0.3, 1e-3, 7.0])
 def test_relative_of_a_constant_prediction_has_a_bounded_gradient(pred: float) -> None:
     _, truth, weight = scene(1)
-    loss, grad = loss_and_grad("relative", torch.full_like(truth, pred), truth, weight)
+    loss, grad = loss_and_grad("affine", torch.full_like(truth, pred), truth, weight)
     assert loss.isfinite().all() and (loss > 0).all()
     assert grad.isfinite().all() and (grad != 0).any()
 
@@ -200,7 +213,7 @@ def test_relative_learns_nothing_from_a_truth_without_relief() -> None:
     pred, truth, weight = scene(2)
     wall = 3.0 + 0.3 * MIN_RELIEF * torch.rand(truth.shape, generator=torch.Generator())
     for bare in (torch.full_like(truth, 3.0), wall):
-        loss, grad = loss_and_grad("relative", pred, bare, weight)
+        loss, grad = loss_and_grad("affine", pred, bare, weight)
         assert loss.tolist() == [0, 0, 0]
         assert (grad == 0).all()
     tilted = 1 / torch.linspace(0.30, 0.31, 10).expand_as(truth)
@@ -213,13 +226,172 @@ def test_relative_of_images_smaller_than_its_scales() -> None:
     assert relative_loss(row(5), row(2), row(1)).tolist() == [0.0]
 
 
-# --- what both promise -------------------------------------------------------------------------
+# --- absolute in log depth ---------------------------------------------------------------------
 
 
-def test_dispatch() -> None:
+def test_l1_and_l2_log_worked_by_hand() -> None:
+    """Log errors 0 with weight 3 and 1 with weight 1, then log 2 and -log 2."""
+    for loss in (l1_log_loss, l2_log_loss):
+        found = loss(row(2, np.e), row(2, 1), row(3, 1))
+        assert found.tolist() == pytest.approx([0.25], rel=1e-6)
+    both = row(2, 1), row(1, 2), row(1, 1)
+    assert l1_log_loss(*both).item() == pytest.approx(np.log(2), rel=1e-6)
+    assert l2_log_loss(*both).item() == pytest.approx(np.log(2) ** 2, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS, scale=st.floats(0.01, 100.0))
+def test_log_losses_depend_on_ratios_alone_and_silog_is_made_of_them(
+    seed: int, scale: float
+) -> None:
+    pred, truth, weight = scene(seed, dtype=torch.float64)
+    for loss in (l1_log_loss, l2_log_loss):
+        plain = loss(pred, truth, weight)
+        torch.testing.assert_close(
+            loss(scale * pred, scale * truth, weight), plain, rtol=1e-9, atol=0
+        )
+        torch.testing.assert_close(loss(truth, pred, weight), plain, rtol=1e-12, atol=0)
+    root = silog_loss(pred, truth, weight, lam=0.0, eps=1e-9)
+    torch.testing.assert_close(root**2, l2_log_loss(pred, truth, weight), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["l1_log", "l2_log"])
+def test_log_losses_of_a_perfect_fit_are_0_with_finite_gradient(kind: Kind) -> None:
+    _, truth, weight = scene(0)
+    loss, grad = loss_and_grad(kind, truth, truth, weight)
+    assert loss.tolist() == [0, 0, 0]
+    assert (grad == 0).all()
+
+
+# --- ranking -----------------------------------------------------------------------------------
+
+
+def reference_ranking_loss(pred: np.ndarray, truth_m: np.ndarray, weight: np.ndarray) -> float:
+    """Chen et al. 2016, equation 2, pair by pair, on predictions of median 0 and spread 1."""
+    inside = np.sort(pred[weight > 0])
+    centre = inside[(len(inside) - 1) // 2]
+    aligned = (pred - centre) / np.abs(inside - centre).mean()
+    height, width = pred.shape
+    total = pairs = 0.0
+    for i, j in np.ndindex(height, width):
+        for down, right in _pair_offsets(height, width):
+            k, m = (i - down) % height, (j - right) % width
+            r = aligned[i, j] - aligned[k, m]
+            ratio = truth_m[k, m] / truth_m[i, j]
+            w = min(weight[i, j], weight[k, m])
+            if 1 / (1 + EQUAL_RATIO) <= ratio <= 1 + EQUAL_RATIO:
+                value = r**2
+            else:
+                value = np.log1p(np.exp(-r if ratio > 1 else r))
+            total, pairs = total + w * value, pairs + w
+    return total / pairs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ranking_against_the_reference(seed: int) -> None:
+    pred, truth, _ = scene(seed, b=2, h=16, w=17, dtype=torch.float64)
+    truth[:, :, :8] = truth[:, :, :1]  # equal depths too
+    mask = torch.rand(pred.shape, generator=torch.Generator().manual_seed(seed)) > 0.3
+    expected = [
+        reference_ranking_loss(*(x[i, 0].numpy() for x in (pred, truth, mask.double())))
+        for i in range(2)
+    ]
+    loss = ranking_loss(pred, truth, mask.double())
+    assert loss.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_ranking_of_two_pixels_worked_by_hand() -> None:
+    """Inverse depths 0 and 2: lower median 0, mean deviation 1. The offset of 1 makes 2 pairs."""
+    pred, one = row(0, 2), row(1, 1)
+    right = ranking_loss(pred, row(5, 1), one).item()
+    wrong = ranking_loss(pred, row(1, 5), one).item()
+    equal = ranking_loss(pred, row(3, 3), one).item()
+    assert _pair_offsets(1, 2) == [(0, 1), (0, -1)]
+    assert right == pytest.approx(np.log1p(np.exp(-2)), rel=1e-6)
+    assert wrong == pytest.approx(np.log1p(np.exp(2)), rel=1e-6)
+    assert equal == pytest.approx(4, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=SEEDS, scale=st.floats(0.01, 100.0), shift=st.floats(-100.0, 100.0))
+def test_ranking_ignores_positive_affine_transforms_and_any_order_keeping_truth(
+    seed: int, scale: float, shift: float
+) -> None:
+    pred, truth, weight = scene(seed, dtype=torch.float64)
+    plain = ranking_loss(pred, truth, weight)
+    moved = ranking_loss(scale * pred + shift, truth, weight)
+    torch.testing.assert_close(moved, plain, rtol=1e-9, atol=0)
+    right, wrong = (ranking_loss(sign / truth, truth, weight) for sign in (1, -1))
+    assert (right < wrong).all()
+
+
+def test_every_pixel_with_truth_is_in_a_pair() -> None:
+    pred, truth, _ = scene(1, b=1, h=37, w=41)
+    _, grad = loss_and_grad("ranking", pred, truth, torch.ones_like(truth))
+    assert (grad != 0).all()
+
+
+# --- the configured sum ------------------------------------------------------------------------
+
+
+def test_the_default_is_silog_for_metric_and_affine_for_relative_models() -> None:
     pred, truth, weight = scene(3)
-    for kind, loss in LOSSES.items():
-        assert torch.equal(depth_loss(kind, pred, truth, weight), loss(pred, truth, weight))
+    assert torch.equal(depth_loss("metric", pred, truth, weight), silog_loss(pred, truth, weight))
+    found = depth_loss("relative", pred, truth, weight)
+    assert torch.equal(found, relative_loss(pred, truth, weight))
+
+
+def test_terms_add_up_with_their_factors_and_options() -> None:
+    pred, truth, weight = scene(3)
+    config = LossConfig(
+        terms={"silog": 1.0, "l1_log": 0.5, "l2_log": 0.25, "affine": 2.0, "ranking": 0.1},
+        silog_lambda=0.85,
+        trim=0.1,
+        gradient_weight=0.5,
+        gradient_scales=2,
+    )
+    inverse = 1 / pred
+    expected = (
+        silog_loss(pred, truth, weight, lam=0.85)
+        + 0.5 * l1_log_loss(pred, truth, weight)
+        + 0.25 * l2_log_loss(pred, truth, weight)
+        + 2.0 * relative_loss(inverse, truth, weight, trim=0.1, gradient_weight=0.5, scales=2)
+        + 0.1 * ranking_loss(inverse, truth, weight)
+    )
+    torch.testing.assert_close(depth_loss("metric", pred, truth, weight, config), expected)
+
+
+def test_affine_and_ranking_of_a_relative_model_take_the_prediction_as_it_is() -> None:
+    pred, truth, weight = scene(3)
+    config = LossConfig(terms={"affine": 1.0, "ranking": 3.0})
+    expected = relative_loss(pred, truth, weight) + 3 * ranking_loss(pred, truth, weight)
+    torch.testing.assert_close(depth_loss("relative", pred, truth, weight, config), expected)
+
+
+@pytest.mark.parametrize("model", ["metric", "relative"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 0.0, -1.0])
+def test_pixels_without_weight_never_enter_the_sum(
+    model: Literal["metric", "relative"], poison: float
+) -> None:
+    pred, truth, weight = scene(5)
+    dark = weight == 0
+    config = LossConfig(terms={"affine": 1.0, "ranking": 1.0})
+    found = []
+    for value in (1.0, poison):
+        given = pred.masked_fill(dark, value).requires_grad_()
+        loss = depth_loss(model, given, truth.masked_fill(dark, value), weight, config)
+        (grad,) = torch.autograd.grad(loss.sum(), given)
+        found.append((loss, grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_metres_cannot_be_asked_of_a_relative_model() -> None:
+    with pytest.raises(UserError, match=r"loss\.terms: silog compare .* set model\.kind to metric"):
+        TrainConfig(loss=LossConfig(terms={"silog": 1.0}), model=ModelConfig(kind="relative"))
+
+
+# --- what all promise --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -267,21 +439,27 @@ def test_an_image_without_weight_gives_0_and_leaves_its_neighbours_alone(kind: K
 def test_a_nan_prediction_with_weight_is_loud(kind: Kind) -> None:
     pred, truth, weight = scene(7)
     pred[1, 0, 0, 0] = float("nan")
-    assert depth_loss(kind, pred, truth, weight).isnan().tolist() == [False, True, False]
+    assert LOSSES[kind](pred, truth, weight).isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_ratios_of_weights_matter(kind: Kind) -> None:
     pred, truth, weight = scene(8)
-    expected = depth_loss(kind, pred, truth, weight)
+    expected = LOSSES[kind](pred, truth, weight)
     for factor in (0.25, 1e-6, 3.0, 1e6):
         torch.testing.assert_close(
-            depth_loss(kind, pred, truth, factor * weight), expected, rtol=1e-5, atol=0
+            LOSSES[kind](pred, truth, factor * weight), expected, rtol=1e-5, atol=0
         )
 
 
 @pytest.mark.parametrize(
-    ("loss", "options"), [(silog_loss, {}), (relative_loss, {"gradient_weight": 0.0})]
+    ("loss", "options"),
+    [
+        (silog_loss, {}),
+        (l1_log_loss, {}),
+        (l2_log_loss, {}),
+        (relative_loss, {"gradient_weight": 0.0}),
+    ],
 )
 def test_weight_n_is_the_pixel_n_times(
     loss: Callable[..., Tensor], options: dict[str, Any]
@@ -298,9 +476,9 @@ def test_weight_n_is_the_pixel_n_times(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_predictions_are_widened(kind: Kind, dtype: torch.dtype) -> None:
     pred, truth, weight = scene(10)
-    loss = depth_loss(kind, pred.to(dtype), truth, weight)
+    loss = LOSSES[kind](pred.to(dtype), truth, weight)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, depth_loss(kind, pred.to(dtype).float(), truth, weight))
+    assert torch.equal(loss, LOSSES[kind](pred.to(dtype).float(), truth, weight))
 
 
 class AutocastSpy(TorchFunctionMode):
@@ -318,7 +496,7 @@ class AutocastSpy(TorchFunctionMode):
 def test_autocast_is_off_inside(kind: Kind) -> None:
     pred, truth, weight = scene(10)
     with torch.autocast("cpu", dtype=torch.bfloat16), AutocastSpy() as spy:
-        depth_loss(kind, pred, truth, weight)
+        LOSSES[kind](pred, truth, weight)
         assert spy.touched == 0
         pred.log()
         assert spy.touched == 1, "the spy sees nothing"
@@ -328,4 +506,4 @@ def test_autocast_is_off_inside(kind: Kind) -> None:
 def test_gradcheck(kind: Kind) -> None:
     pred, truth, weight = scene(11, b=2, h=5, w=6, dtype=torch.float64)
     pred.requires_grad_()
-    assert torch.autograd.gradcheck(lambda p: depth_loss(kind, p, truth, weight), (pred,))
+    assert torch.autograd.gradcheck(lambda p: LOSSES[kind](p, truth, weight), (pred,))

@@ -1,4 +1,4 @@
-"""Depth metrics, flatness, region table: hand-worked values, numpy references, invariances."""
+"""Depth metrics, SSIM, flatness, region table, bootstrap: hand-worked values, oracles, laws."""
 
 import json
 import math
@@ -7,19 +7,26 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torchmetrics.functional as tm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.metrics import structural_similarity
 from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from flatdepth.metrics import (
     BETTER,
     METRICS,
     REGIONS,
     RegionTable,
+    bootstrap_means,
     flatness_residual,
     image_metrics,
+    mean_over,
+    percentile_interval,
     plane_normal_angle_deg,
     region_masks,
+    ssim_map,
 )
 from flatdepth.types import Region
 
@@ -73,6 +80,7 @@ def test_worked_by_hand() -> None:
             "delta1": 1 / 3,
             "delta2": 1 / 3,
             "delta3": 1 / 3,
+            "delta105": 1 / 3,
         },
         rel=1e-14,
     )
@@ -115,6 +123,7 @@ def test_against_numpy(seed: int) -> None:
             "delta1": np.mean(worse < 1.25),
             "delta2": np.mean(worse < 1.5625),
             "delta3": np.mean(worse < 1.953125),
+            "delta105": np.mean(worse < 1.05),
         }
         assert pixels[i] == len(t)
         assert by_name(values[i]) == pytest.approx(expected, rel=1e-12, abs=1e-12)
@@ -210,6 +219,98 @@ def test_region_masks_of_clean_images() -> None:
     masks = region_masks(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), valid, pasted=False)
     assert list(masks) == ["clean"]
     assert torch.equal(masks["clean"], valid)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=SEEDS)
+def test_against_torchmetrics(seed: int) -> None:
+    """Its logarithmic error takes ln(1 + x), hence the - 1."""
+    pred, truth, mask = scene(seed, b=1)
+    found = by_name(image_metrics(pred, truth, mask, **RANGE)[0][0])
+    p, t = pred[mask].double(), truth[mask].double()
+    expected = {
+        "abs_rel": tm.mean_absolute_percentage_error(p, t),
+        "mae": tm.mean_absolute_error(p, t),
+        "rmse": tm.mean_squared_error(p, t, squared=False),
+        "rmse_log": tm.mean_squared_log_error(p - 1, t - 1).sqrt(),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value.item(), rel=1e-6), name
+
+
+# --- SSIM --------------------------------------------------------------------------------------
+
+
+def similarity(pred: Tensor, truth: Tensor, mask: Tensor) -> tuple[float, int]:
+    mean, pixels = mean_over(*ssim_map(pred, truth, mask, **RANGE))
+    return mean.item(), int(pixels)
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=SEEDS, h=st.integers(12, 30), w=st.integers(12, 30))
+def test_ssim_against_scikit_image_and_torchmetrics(seed: int, h: int, w: int) -> None:
+    """Both with the Gaussian window of 11 px; torchmetrics invents values beyond the border."""
+    pred, truth, _ = scene(seed, 1, h, w)
+    everywhere = torch.ones(1, 1, h, w, dtype=torch.bool)
+    values, complete = ssim_map(pred, truth, everywhere, **RANGE)
+    p, t = pred.double(), truth.double()
+    extent = float(t.max() - t.min())
+    mean, full = structural_similarity(
+        p[0, 0].numpy(),
+        t[0, 0].numpy(),
+        data_range=extent,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+    inner = values[0, 0, 5:-5, 5:-5].numpy()
+    np.testing.assert_allclose(inner, full[5:-5, 5:-5], rtol=1e-9, atol=1e-9)
+    assert complete.sum() == (h - 10) * (w - 10)
+    assert similarity(pred, truth, everywhere)[0] == pytest.approx(mean, rel=1e-9)
+    _, other = structural_similarity_index_measure(p, t, data_range=extent, return_full_image=True)
+    if other.shape == values.shape:
+        other = other[..., 5:-5, 5:-5]
+    np.testing.assert_allclose(inner, other[0, 0].numpy(), rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=SEEDS, poison=st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0, 1e30]))
+def test_ssim_knows_nothing_outside_the_mask(seed: int, poison: float) -> None:
+    pred, truth, _ = scene(seed, 2, 26, 31)
+    rng = np.random.default_rng(seed)
+    mask = torch.tensor(rng.random(truth.shape) > 0.003)
+    values, complete = ssim_map(pred, truth, mask, **RANGE)
+    poisoned = ssim_map(pred.where(mask, poison), truth.where(mask, poison), mask, **RANGE)
+    assert values.isfinite().all()
+    assert torch.equal(poisoned[0], values) and torch.equal(poisoned[1], complete)
+    windows = np.lib.stride_tricks.sliding_window_view(mask.numpy(), (11, 11), axis=(2, 3))
+    expected = np.zeros(mask.shape, bool)
+    expected[..., 5:-5, 5:-5] = windows.all((-1, -2))
+    assert (complete.numpy() == expected).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=SEEDS, scale=st.floats(0.1, 1.6))
+def test_ssim_of_equal_maps_is_1_and_a_common_scale_changes_nothing(
+    seed: int, scale: float
+) -> None:
+    pred, truth, mask = (x[..., :20, :20] for x in scene(seed, 1, 20, 20))
+    mask = torch.ones_like(mask)
+    assert similarity(truth, truth, mask)[0] == pytest.approx(1.0, abs=1e-12)
+    pred = pred.double().clamp(0.1, 6)
+    plain = similarity(pred, truth.double(), mask)
+    scaled = similarity(scale * pred, scale * truth.double(), mask)
+    assert scaled[0] == pytest.approx(plain[0], rel=1e-9)
+    assert similarity(truth + 1, truth, mask)[0] < 1
+
+
+def test_ssim_of_a_bare_wall_and_of_nothing_is_finite() -> None:
+    wall = torch.full((1, 1, 15, 15), 2.0)
+    everywhere = torch.ones(1, 1, 15, 15, dtype=torch.bool)
+    assert similarity(wall, wall, everywhere) == (pytest.approx(1.0), 25)
+    assert similarity(wall, wall, ~everywhere) == (0.0, 0)
+    assert 0 < similarity(wall * 1.5, wall, everywhere)[0] < 1
 
 
 # --- flatness ----------------------------------------------------------------------------------
@@ -426,6 +527,73 @@ def test_values_that_would_spoil_the_mean_are_refused_with_their_samples(value: 
     values = torch.tensor([[1.0], [value]], dtype=torch.float64)
     with pytest.raises(ValueError, match=r"mirror: values of samples \[8\] are not finite"):
         RegionTable(("mae",)).add(torch.tensor([3, 8]), "mirror", values, torch.tensor([99, 99]))
+
+
+# --- bootstrap ---------------------------------------------------------------------------------
+
+
+def one_column(values: list[float], name: str = "clean") -> RegionTable:
+    table = RegionTable(("abs_rel",))
+    column = torch.tensor(values, dtype=torch.float64)[:, None]
+    table.add(torch.arange(len(values)), name, column, torch.full((len(values),), 100))
+    return table
+
+
+def test_bootstrap_draws_scenes_and_not_images() -> None:
+    """Scene a holds 0 and 0, scene b one 3: only the means 0, 1 (a and b) and 3 can be drawn."""
+    table = one_column([0.0, 0.0, 3.0])
+    means = bootstrap_means(table, {0: "a", 1: "a", 2: "b"}, ["a", "b"], draws=4000)["clean"]
+    values, counts = np.unique(means["abs_rel"], return_counts=True)
+    np.testing.assert_allclose(values, [0, 1, 3])
+    np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.03)
+    assert percentile_interval(means["abs_rel"]) == (0.0, 3.0)
+
+
+def test_bootstrap_interval_of_normal_means() -> None:
+    """With one image per scene it is mean +- 1.96 s / sqrt(n), up to the noise of the draws."""
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    names = [f"scene {i:03}" for i in range(400)]
+    draws = bootstrap_means(one_column(values.tolist()), dict(enumerate(names)), names)
+    low, high = percentile_interval(draws["clean"]["abs_rel"])
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.08 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.08 * half)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=SEEDS, data=st.data())
+def test_bootstrap_is_paired_seeded_and_blind_to_order(seed: int, data: st.DataObject) -> None:
+    rows = [row for row in random_rows(seed, 12, 1) if row[3] >= 64]
+    scene_of = {sample: f"scene {sample % 5}" for sample in range(12)}
+    scenes = [f"scene {i}" for i in range(5)]
+    plain = bootstrap_means(fill(RegionTable(("abs_rel",)), rows, 100), scene_of, scenes, draws=50)
+    doubled = [(s, name, [2 * v for v in values], n) for s, name, values, n in rows]
+    shuffled = data.draw(st.permutations(doubled))
+    twice = bootstrap_means(
+        fill(RegionTable(("abs_rel",)), shuffled, 3), scene_of, scenes[::-1], draws=50
+    )
+    assert plain.keys() == twice.keys()
+    for region, row in plain.items():
+        expected = 2 * row["abs_rel"]
+        np.testing.assert_allclose(twice[region]["abs_rel"], expected, rtol=1e-9, equal_nan=True)
+    if "flat" in plain and "background" in plain:
+        ratio = plain["flat"]["abs_rel"] / plain["background"]["abs_rel"]
+        np.testing.assert_array_equal(plain["flat"]["illusion_gap"], ratio)
+
+
+def test_bootstrap_of_one_scene_says_nothing() -> None:
+    table = one_column([1.0, 2.0])
+    assert bootstrap_means(table, {0: "a", 1: "a"}, ["a"]) == {}
+    assert bootstrap_means(table, {0: "a", 1: "a"}, ["a", "without rows"]) == {}
+
+
+def test_resamples_without_the_region_do_not_count() -> None:
+    table = one_column([1.0, 3.0], "art")
+    scenes = ["a", "b", "c", "d", "e"]
+    draws = bootstrap_means(table, {0: "a", 1: "b"}, scenes)["art"]["abs_rel"]
+    assert np.isnan(draws).mean() == pytest.approx((3 / 5) ** 5, abs=0.03)
+    assert percentile_interval(draws) == (1.0, 3.0)
+    assert percentile_interval(np.array([math.nan])) is None
 
 
 def test_from_pixels_to_table() -> None:

@@ -9,19 +9,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatdepth.augment.composite import mip_atlas, paste, stack_plans
-from flatdepth.augment.layout import Paste, ThinView, plan_pastes, thin_view
-from flatdepth.augment.photometric import draw_photometric, photometric
+from flatdepth.augment.composite import paste, stack_plans
+from flatdepth.augment.content import Content, Opening, Sources, make_content
+from flatdepth.augment.layout import Paste, plan_pastes
+from flatdepth.augment.looks import Kind
 from flatdepth.augment.reference import paste_reference
 from flatdepth.augment.rng import Draws
-from flatdepth.config import PasteConfig, PhotometricConfig
-from flatdepth.geometry import Rectangle, View, edge_lines, pixel_rays, project
+from flatdepth.augment.stylise import Style
+from flatdepth.augment.texture import CHANNELS, draw_textures, look_row
+from flatdepth.augment.thin import ThinView, thin_view
+from flatdepth.config import ContentShares, LayoutShares, PasteConfig, PasteStage, ShapeShares
+from flatdepth.errors import UserError
+from flatdepth.geometry import Rectangle, View, edge_lines, pixel_rays, project, quad_area
 from flatdepth.types import Batch, Frame, Region
 
 HEIGHT, WIDTH = 140, 196
 RANGE_M = (0.1, 20.0)
 K = np.array([[170.0, 0, 98.0], [0, 170.0, 70.0], [0, 0, 1]])
 ALWAYS = PasteConfig(share=1.0, max_pastes=3)
+HUNG = LayoutShares(hung=1.0, standing=0.0)
+STANDING = LayoutShares(hung=0.0, standing=1.0)
+MIRRORS = ContentShares(art=0, mural=0, screen=0, opening=0, empty=0)
+PICTURES = ContentShares(mirror=0, mural=0, screen=0, opening=0, empty=0)
+RECTANGLES = ShapeShares(rounded=0, ellipse=0, arch=0, polygon=0)
 ASPECTS = np.array([0.7, 1.0, 1.6])
 
 
@@ -78,13 +88,53 @@ def picture(number: int) -> np.ndarray:
     return rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-def pasted(frames: list[Frame], plans: list[tuple[Paste, ...]]) -> tuple[Batch, Batch]:
-    pictures = [
-        [picture(p.picture) if p.kind is Region.ART else None for p in one] for one in plans
-    ]
-    stacked = stack_plans(plans, pictures, np.stack([K] * len(plans)), height=HEIGHT, width=WIDTH)
+SOURCES = Sources(picture=picture, frame=lambda number: wall_frame(number % 7))
+
+
+def contents(frame: Frame, pastes: tuple[Paste, ...]) -> list[Content]:
+    return [make_content(one, frame, WHOLE, K, SOURCES) for one in pastes]
+
+
+def pasted(
+    frames: list[Frame], plans: list[tuple[Paste, ...]], mirror_target: str = "surface"
+) -> tuple[Batch, Batch]:
+    shown = [contents(frame, one) for frame, one in zip(frames, plans, strict=True)]
+    return shown_on(frames, plans, shown, mirror_target)
+
+
+def shown_on(
+    frames: list[Frame],
+    plans: list[tuple[Paste, ...]],
+    shown: list[list[Content]],
+    mirror_target: str = "surface",
+) -> tuple[Batch, Batch]:
+    stacked = stack_plans(
+        plans,
+        shown,
+        np.stack([K] * len(plans)),
+        height=HEIGHT,
+        width=WIDTH,
+        mirror_target=mirror_target,
+    )
     batch = clean_batch(frames)
     return batch, paste(batch, stacked, depth_range_m=RANGE_M)
+
+
+def plain(one: Paste, **changes: object) -> Paste:
+    """A paste without light, shadow and wear."""
+    look = dataclasses.replace(
+        one.look,
+        tint=(1.0, 1.0, 1.0),
+        light=1.0,
+        falloff=(0.0, 0.0),
+        glare=(0.0, 1.0, 0.0, 0.0, 1.0),
+        shadow=(0.0, 0.0, 0.0, 1.0),
+        style=Style.NONE,
+        blur_px=0.0,
+        dust=0.0,
+        noise=0.0,
+    )
+    return dataclasses.replace(one, look=look, **changes)
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,7 +143,8 @@ def test_truth_lies_on_the_plane_and_the_background_is_untouched(
     seed: int, clutter: bool, holes: bool
 ) -> None:
     frame = wall_frame(seed, clutter=clutter, holes=holes)
-    pastes = plan(frame, seed)
+    pastes = plan(frame, seed, dataclasses.replace(ALWAYS, shadow=0.0))
+    pastes = tuple(one for one in pastes if one.look.shadow[0] >= 0)  # no glowing screens
     before, after = pasted([frame], [pastes])
     region = after.region[0, 0].numpy()
     background = torch.from_numpy(region == Region.BACKGROUND)[None, None]
@@ -109,20 +160,27 @@ def test_truth_lies_on_the_plane_and_the_background_is_untouched(
         top = pastes[-1]
         v, u = np.meshgrid(np.arange(HEIGHT) + 0.5, np.arange(WIDTH) + 0.5, indexing="ij")
         pixels = np.stack([u, v, np.ones_like(u)], axis=-1)
-        inside = (pixels @ edge_lines(project(K, top.rectangle.corners())).T).min(axis=-1) > 1e-3
-        drawn = inside & (region != Region.BACKGROUND)
+        corners = project(K, top.rectangle.corners())
+        inside = (pixels @ edge_lines(corners).T).min(axis=-1) > 0.01
+        # interpolated distances cut a corner by a fraction of a texel
+        inside &= np.linalg.norm(pixels[:, :, None, :2] - corners, axis=-1).min(axis=-1) > 1.5
+        drawn = inside & (region != Region.BACKGROUND) & (region != Region.DECOY)
         truth = 1 / (pixel_rays(K, u, v) @ top.rectangle.plane)
-        deviation = np.abs(after.depth_m[0, 0].numpy()[drawn] / truth[drawn] - 1)
-        assert deviation.max(initial=0) <= 1e-5
-        if not top.hung:
-            assert drawn[inside].all()
+        own = np.abs(after.depth_m[0, 0].numpy() / truth - 1) <= 1e-5
+        if top.look.radius_top == (0.0, 0.0) and top.look.cut[0] == 0:
+            assert own[drawn].all()
+        else:  # what a round paste leaves of its rectangle may show another paste
+            assert own[drawn].mean() > 0.5 or not drawn.any()
+        if top.layout == "standing":
             known = inside & before.valid[0, 0].numpy()
             assert (truth[known] < before.depth_m[0, 0].numpy()[known]).all()
 
 
 def test_region_and_edges_agree_with_the_projected_quad() -> None:
     frame = wall_frame(3)
-    config = dataclasses.replace(ALWAYS, max_pastes=1, hung=0.0, framed=1.0, art=0.0)
+    config = dataclasses.replace(
+        ALWAYS, max_pastes=1, layout=STANDING, framed=1.0, content=MIRRORS, shape=RECTANGLES
+    )
     (only,) = plan(frame, 1, config)
     _, after = pasted([frame], [(only,)])
     corners = project(K, only.rectangle.corners())
@@ -147,17 +205,23 @@ def _inside(corners: np.ndarray, u: float, v: float) -> bool:
 
 
 def test_art_is_warped_as_kornia_warps_it() -> None:
-    """Our fused warp against kornia's perspective warp of the same picture."""
+    """Our texture and warp against kornia's perspective warp of the same picture."""
     frame = wall_frame(5, clutter=False)
     config = dataclasses.replace(
-        ALWAYS, max_pastes=1, hung=0.0, framed=0.0, mirror=0.0, area=(0.5, 0.5), max_tilt_deg=30.0
+        ALWAYS,
+        max_pastes=1,
+        layout=STANDING,
+        framed=0.0,
+        content=PICTURES,
+        shape=RECTANGLES,
+        area=(0.4, 0.4),
+        max_tilt_deg=30.0,
     )
     (only,) = plan(frame, 1, config)
     smooth = np.indices((HEIGHT, WIDTH)).sum(axis=0)[..., None] * np.array([0.5, 0.4, 0.3])
     smooth = (smooth + np.array([0, 30, 60])).astype(np.uint8)
-    only = dataclasses.replace(only, gain=1.0, tint=(1.0, 1.0, 1.0), level=0)
-    stacked = stack_plans([(only,)], [[smooth]], K[None], height=HEIGHT, width=WIDTH)
-    after = paste(clean_batch([frame]), stacked, depth_range_m=RANGE_M)
+    only = plain(only, picture_px=(WIDTH, HEIGHT))
+    _, after = shown_on([frame], [(only,)], [[Content(picture=smooth)]])
 
     source = torch.tensor([[[0.0, 0], [WIDTH, 0], [WIDTH, HEIGHT], [0, HEIGHT]]])
     target = torch.from_numpy(project(K, only.rectangle.corners())[None]).float()
@@ -175,8 +239,8 @@ def test_art_is_warped_as_kornia_warps_it() -> None:
     edge = (
         homogeneous @ torch.from_numpy(edge_lines(project(K, only.rectangle.corners()))).T
     ).amin(-1)
-    inside &= (edge > 1.0)[None, None]
-    assert inside.float().mean() > 0.3
+    inside &= (edge > 2.0)[None, None]
+    assert inside.float().mean() > 0.25
     torch.testing.assert_close(after.image[inside], reference[inside], atol=2e-4, rtol=0)
 
 
@@ -184,16 +248,18 @@ def test_a_mirror_shows_the_other_half_flipped() -> None:
     frame = wall_frame(7, clutter=False)
     u_ramp = np.tile(((np.arange(WIDTH) + 0.5) / WIDTH * 255)[None, :, None], (HEIGHT, 1, 3))
     frame = dataclasses.replace(frame, image=u_ramp.astype(np.uint8))
-    config = dataclasses.replace(ALWAYS, max_pastes=1, art=0.0, framed=0.0)
+    config = dataclasses.replace(
+        ALWAYS, max_pastes=1, content=MIRRORS, framed=0.0, worn=0.0, shape=RECTANGLES
+    )
     sides = set()
     for identity in range(12):
-        pastes = plan(frame, identity, config)
+        pastes = tuple(plain(one) for one in plan(frame, identity, config))
         _, after = pasted([frame], [pastes])
         mirror = after.region[0, 0] == Region.MIRROR
         rows = torch.nonzero(mirror.any(1)).flatten()
         row = int(rows[len(rows) // 2])
         columns = torch.nonzero(mirror[row]).flatten()[2:-2]
-        shown = after.image[0, 0, row, columns] / pastes[0].tint[0]
+        shown = after.image[0, 0, row, columns]
         on_left = float(project(K, pastes[0].rectangle.corners())[:, 0].mean()) < WIDTH / 2
         sides.add(on_left)
         assert (shown.diff() < 1e-3).all(), "the ramp must fall from left to right in a mirror"
@@ -205,9 +271,9 @@ def test_hung_pastes_lie_on_the_wall_by_their_thickness() -> None:
     hung = 0
     for seed in range(30):
         frame = wall_frame(seed)
-        config = dataclasses.replace(ALWAYS, hung=1.0, max_pastes=1, thickness_m=(0.03, 0.03))
+        config = dataclasses.replace(ALWAYS, layout=HUNG, max_pastes=1, thickness_m=(0.03, 0.03))
         for one in plan(frame, seed, config):
-            if not one.hung:
+            if one.layout != "hung":
                 continue
             hung += 1
             rng = np.random.default_rng(seed)  # as in wall_frame
@@ -217,8 +283,38 @@ def test_hung_pastes_lie_on_the_wall_by_their_thickness() -> None:
             assert np.degrees(np.arccos(np.clip(own @ normal, -1, 1))) < 0.5
             gap = distance - one.rectangle.corners() @ normal
             np.testing.assert_allclose(gap, 0.03, atol=0.003)
-            assert abs(one.rectangle.right[1]) < np.sin(np.deg2rad(2.1))
+            assert abs(one.rectangle.right[1]) < np.sin(np.deg2rad(4.0))
     assert hung >= 20
+
+
+def test_up_is_against_the_floor_and_not_the_cameras() -> None:
+    """A camera rolled by 15 degrees: pictures hang plumb in the room, not in the image."""
+    roll = np.deg2rad(15.0)
+    turn = np.array(
+        [[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1.0]]
+    )
+    wall, floor = turn @ np.array([0.2, 0.0, 0.3]), turn @ np.array([0.0, 1 / 1.2, 0.0])
+    depth = 1 / np.maximum(np.maximum(rays() @ wall, rays() @ floor), 1e-2)
+    frame = dataclasses.replace(wall_frame(0), depth_m=depth.astype(np.float32))
+    config = dataclasses.replace(ALWAYS, layout=HUNG, max_pastes=1)
+    hung = [one for i in range(12) for one in plan(frame, i, config) if one.layout == "hung"]
+    assert len(hung) >= 6
+    for one in hung:
+        plumb = one.rectangle.up @ (turn @ np.array([0.0, -1.0, 0.0]))
+        assert plumb > np.cos(np.deg2rad(4.0))
+
+
+def test_nothing_is_hung_on_the_back_of_a_chair() -> None:
+    frame = wall_frame(0, clutter=False, holes=False)
+    depth = np.full((HEIGHT, WIDTH), 6.0, dtype=np.float32)
+    rng = np.random.default_rng(3)
+    rough = np.kron(rng.uniform(4.0, 9.0, (HEIGHT // 7, WIDTH // 7)), np.ones((7, 7)))
+    depth[:] = rough
+    depth[40:100, 70:130] = 1.5  # 0.5 m across
+    frame = dataclasses.replace(frame, depth_m=depth)
+    config = dataclasses.replace(ALWAYS, layout=HUNG, max_pastes=1, area=(0.01, 0.1))
+    for identity in range(20):
+        assert all(one.layout != "hung" for one in plan(frame, identity, config))
 
 
 def test_what_is_nearer_than_a_hung_paste_stays_in_front() -> None:
@@ -226,17 +322,32 @@ def test_what_is_nearer_than_a_hung_paste_stays_in_front() -> None:
     wall = frame.depth_m.astype(np.float64)
     wall[:, 94:102] = 0.8
     frame = dataclasses.replace(frame, depth_m=wall.astype(np.float32))
-    config = dataclasses.replace(ALWAYS, hung=1.0, max_pastes=1, area=(0.1, 0.2))
+    config = dataclasses.replace(
+        ALWAYS, layout=HUNG, max_pastes=1, area=(0.1, 0.2), content=MIRRORS
+    )
     pole_crossed = 0
     for identity in range(40):
         pastes = plan(frame, identity, config)
-        if not pastes or not pastes[0].hung:
+        if not pastes or pastes[0].layout != "hung":
             continue
-        _, after = pasted([frame], [pastes])
+        before, after = pasted([frame], [pastes])
         region = after.region[0, 0].numpy()
         assert (region[:, 94:102] == Region.BACKGROUND).all()
+        assert torch.equal(after.image[..., 94:102], before.image[..., 94:102])
         pole_crossed += bool((region[:, 93] != 0).any() and (region[:, 102] != 0).any())
     assert pole_crossed >= 2
+
+
+def test_specks_of_depth_noise_bite_no_holes() -> None:
+    frame = wall_frame(0, clutter=False, holes=False)
+    config = dataclasses.replace(ALWAYS, layout=HUNG, max_pastes=1, content=MIRRORS)
+    pastes = next(p for i in range(20) if (p := plan(frame, i, config)) and p[0].layout == "hung")
+    _, whole = pasted([frame], [pastes])
+    specks = frame.depth_m.copy()
+    specks[np.random.default_rng(0).random(specks.shape) < 0.03] = 0.5
+    noisy = dataclasses.replace(frame, depth_m=specks)
+    _, after = shown_on([noisy], [pastes], [contents(frame, pastes)])
+    assert torch.equal(after.region, whole.region)
 
 
 def test_nothing_is_hung_where_no_plane_is() -> None:
@@ -244,9 +355,9 @@ def test_nothing_is_hung_where_no_plane_is() -> None:
     frame = wall_frame(0)
     blobs = np.kron(rng.uniform(1.0, 4.0, (HEIGHT // 7, WIDTH // 7)), np.ones((7, 7)))
     frame = dataclasses.replace(frame, depth_m=blobs.astype(np.float32))
-    config = dataclasses.replace(ALWAYS, hung=1.0)
+    config = dataclasses.replace(ALWAYS, layout=HUNG)
     for identity in range(20):
-        assert all(not one.hung for one in plan(frame, identity, config))
+        assert all(one.layout != "hung" for one in plan(frame, identity, config))
 
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 3.0, 1e-3, 1e4])
@@ -262,7 +373,8 @@ def test_constant_and_unknown_depth_never_break_the_stage(fill: float) -> None:
 
 def test_a_picture_depends_on_its_identity_and_not_on_its_batch() -> None:
     frames = [wall_frame(seed) for seed in range(6)]
-    plans = [plan(frame, number) for number, frame in enumerate(frames)]
+    config = dataclasses.replace(ALWAYS, stylised=0.5)
+    plans = [plan(frame, number, config) for number, frame in enumerate(frames)]
     _, together = pasted(frames, plans)
     order = [4, 0, 5]
     _, some = pasted([frames[i] for i in order], [plans[i] for i in order])
@@ -276,51 +388,216 @@ def test_a_picture_depends_on_its_identity_and_not_on_its_batch() -> None:
 
 def test_shares_and_counts_follow_the_config() -> None:
     frame = wall_frame(2)
-    config = dataclasses.replace(ALWAYS, share=0.5, max_pastes=2)
+    config = dataclasses.replace(ALWAYS, share=0.5, max_pastes=2, area=(0.03, 0.1))
     counts = [len(plan(frame, identity, config)) for identity in range(300)]
     assert abs(np.mean([count > 0 for count in counts]) - 0.5) < 3.3 * 0.5 / np.sqrt(300)
     assert set(counts) == {0, 1, 2}
-    no_mirror = dataclasses.replace(ALWAYS, mirror=0.0)
-    kinds = {one.kind for identity in range(20) for one in plan(frame, identity, no_mirror)}
-    assert kinds == {Region.ART}
+    kinds = ContentShares(mirror=0, mural=0)
+    drawn = dataclasses.replace(ALWAYS, content=kinds)
+    seen = {one.kind for identity in range(40) for one in plan(frame, identity, drawn)}
+    assert seen == {Kind.ART, Kind.SCREEN, Kind.OPENING, Kind.EMPTY}
     nothing = plan_pastes(
         thin(frame),
         Draws(0),
-        no_mirror,
+        dataclasses.replace(ALWAYS, content=PICTURES),
         picture_aspects=np.zeros(0),
         depth_range_m=RANGE_M,
     )
     assert nothing == ()
 
 
-def test_mip_levels_keep_the_mean_and_shrink_detail() -> None:
-    source = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    atlas = mip_atlas(source)
-    assert torch.equal(atlas[..., :96], source)
-    level1, level3 = atlas[..., :32, 96:144], atlas[..., 48:56, 96:108]
-    torch.testing.assert_close(level1.mean(), source.mean())
-    torch.testing.assert_close(level3.mean((-1, -2)), source.mean((-1, -2)))
-    assert level3.std() < 0.2 * source.std()
+def test_all_pastes_together_keep_the_largest_area() -> None:
+    config = dataclasses.replace(ALWAYS, max_pastes=6, area=(0.05, 0.2), max_area=0.3)
+    largest = 0.0
+    for identity in range(40):
+        pastes = plan(wall_frame(identity), identity, config)
+        areas = [quad_area(project(K, one.rectangle.corners())) for one in pastes]
+        largest = max(largest, sum(areas) / (HEIGHT * WIDTH))
+    assert 0.25 < largest < 0.3 * 1.1
 
 
-def test_photometric_is_neutral_without_share_and_bounded_with_it() -> None:
-    image = torch.rand(4, 3, 20, 30, generator=torch.Generator().manual_seed(1))
-    draws = [Draws(0, 0, i) for i in range(4)]
-    neutral = draw_photometric(draws, PhotometricConfig(share=0.0))
-    torch.testing.assert_close(photometric(image, neutral), image, atol=1e-6, rtol=0)
-    factors = draw_photometric(draws, PhotometricConfig(share=1.0))
-    changed = photometric(image, factors)
-    assert changed.min() >= 0 and changed.max() <= 1
-    assert (changed - image).abs().mean() > 0.01
-    assert torch.equal(photometric(image[1:2], factors[1:2]), changed[1:2])
+def test_a_curriculum_changes_the_settings_at_its_steps() -> None:
+    config = PasteConfig(
+        share=0.0,
+        stages=[
+            PasteStage(step=10, share=0.3, area=(0.01, 0.02)),
+            PasteStage(step=20, share=0.6, max_pastes=5, max_area=0.5),
+        ],
+    )
+    assert config.at(9) == config
+    assert (config.at(10).share, config.at(19).area) == (0.3, (0.01, 0.02))
+    last = config.at(1000)
+    assert (last.share, last.area, last.max_pastes, last.max_area) == (0.6, (0.01, 0.02), 5, 0.5)
+    with pytest.raises(UserError, match=r"paste\.stages: expected ascending steps"):
+        PasteConfig(stages=[PasteStage(step=2), PasteStage(step=1)])
+    with pytest.raises(UserError, match=r"paste\.share"):
+        PasteConfig(stages=[PasteStage(step=2, share=1.5)])
 
 
-def test_photometric_noise_has_the_stated_deviation() -> None:
-    image = torch.full((1, 3, 128, 128), 0.5)
-    factors = torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.05, 77.0]], dtype=torch.float64)
-    noise = photometric(image, factors) - image
-    assert noise.mean().abs() < 3.3 * 0.05 / np.sqrt(noise.numel())
-    assert abs(float(noise.std()) / 0.05 - 1) < 0.02
+def only_of(kind: Kind, identity: int = 0, **changes: object) -> tuple[Frame, Paste]:
+    """A frame without holes and one plain paste of a kind on it."""
+    shares = {name: float(name == kind) for name in Kind}
+    for number in range(identity, identity + 30):
+        frame = wall_frame(number, clutter=False, holes=False)
+        config = dataclasses.replace(
+            ALWAYS, max_pastes=1, content=ContentShares(**shares), area=(0.1, 0.2), **changes
+        )
+        pastes = plan(frame, number, config)
+        if pastes and pastes[0].layout == "hung":
+            return frame, plain(pastes[0])
+    raise AssertionError("no wall")
+
+
+def test_an_empty_frame_leaves_the_scene_inside_untouched() -> None:
+    frame, one = only_of(Kind.EMPTY)
+    before, after = pasted([frame], [(one,)])
+    hole = after.region == Region.DECOY
+    assert hole.sum() > 200 and (after.region == Region.FRAME).sum() > 50
+    assert torch.equal(after.depth_m[hole], before.depth_m[hole])
+    assert torch.equal(after.valid[hole], before.valid[hole])
+    assert torch.equal(
+        after.image[hole.expand_as(after.image)], before.image[hole.expand_as(before.image)]
+    )
+
+
+def test_an_opening_shows_another_scene_with_its_own_depth_behind_the_plane() -> None:
+    frame, one = only_of(Kind.OPENING)
+    content = make_content(one, frame, WHOLE, K, SOURCES)
+    assert isinstance(content.opening, Opening)
+    _, after = shown_on([frame], [(one,)], [[content]])
+    hole = (after.region == Region.DECOY)[0, 0].numpy()
+    assert hole.sum() > 200
+    v, u = np.meshgrid(np.arange(HEIGHT) + 0.5, np.arange(WIDTH) + 0.5, indexing="ij")
+    plane = 1 / (pixel_rays(K, u, v) @ one.rectangle.plane)
+    truth = after.depth_m[0, 0].numpy()
+    valid = hole & after.valid[0, 0].numpy()
+    assert valid.sum() > 0.5 * hole.sum()
+    assert (truth[valid] > 1.02 * plane[valid]).all()
+    # the same camera and the same view: the other frame's own pixels, its depth times one number
+    number = one.draws.child(200).integer("frame", 2**31) % 7
+    other = wall_frame(number)
+    ratio = truth[valid] / other.depth_m[valid]
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+    image = after.image[0].movedim(0, -1).numpy()
+    deep = valid & (np.abs(truth - np.median(truth)) >= 0)
+    inner = deep & (after.region[0, 0].roll(2, 0) == Region.DECOY).numpy()
+    inner &= (after.region[0, 0].roll(-2, 0) == Region.DECOY).numpy()
+    inner &= (after.region[0, 0].roll(2, 1) == Region.DECOY).numpy()
+    inner &= (after.region[0, 0].roll(-2, 1) == Region.DECOY).numpy()
+    np.testing.assert_allclose(image[inner], other.image[inner] / 255, atol=1e-5)
+
+
+def test_ignored_mirrors_have_no_truth_but_their_frames_do() -> None:
+    frame, one = only_of(Kind.MIRROR, framed=1.0)
+    _, kept = pasted([frame], [(one,)])
+    _, ignored = pasted([frame], [(one,)], "ignore")
+    mirror, wood = kept.region == Region.MIRROR, kept.region == Region.FRAME
+    assert kept.valid[mirror].all() and not ignored.valid[mirror].any()
+    assert torch.equal(ignored.valid[~mirror], kept.valid[~mirror])
+    assert ignored.valid[wood].all()
+    assert torch.equal(ignored.image, kept.image)
+
+
+def test_a_shadow_darkens_the_wall_and_nothing_in_front_of_it() -> None:
+    frame, one = only_of(Kind.MIRROR)
+    grey = np.full_like(frame.image, 180)
+    depth = frame.depth_m.copy()
+    corners = project(K, one.rectangle.corners())
+    column = int(corners[:, 0].mean())
+    depth[:, column : column + 12] = 0.6
+    frame = dataclasses.replace(frame, image=grey, depth_m=depth)
+    side = 0.05 * min(one.rectangle.width, one.rectangle.height)
+    shaded = dataclasses.replace(
+        one, look=dataclasses.replace(one.look, shadow=(0.5, 0.0, side, side))
+    )
+    before, after = pasted([frame], [(shaded,)])
+    background = after.region == Region.BACKGROUND
+    change = (after.image - before.image)[:, :1]
+    assert (change[background] <= 0).all()
+    darkest = float(change[background].min())
+    assert -0.5 * 180 / 255 - 1e-6 <= darkest < -0.1
+    assert torch.equal(
+        after.image[..., column : column + 12], before.image[..., column : column + 12]
+    )
+    assert torch.equal(after.depth_m[background], before.depth_m[background])
+
+
+def texture_of(shape: str) -> tuple[torch.Tensor, Paste]:
+    shares = {name: float(name == shape) for name in dataclasses.asdict(ShapeShares())}
+    config = dataclasses.replace(
+        ALWAYS,
+        max_pastes=1,
+        layout=STANDING,
+        framed=0.0,
+        content=MIRRORS,
+        shape=ShapeShares(**shares),
+    )
+    (one,) = plan(wall_frame(0), 4, config)
+    one = plain(one, picture_px=(240, 200))
+    row = torch.from_numpy(look_row(one)[None]).float()
+    blank = torch.zeros(1, 3, 206, 246, dtype=torch.uint8)
+    texture = draw_textures(blank, row)
+    assert texture.shape == (1, CHANNELS, 206, 246)
+    return texture[0, 3], one
+
+
+@pytest.mark.parametrize("shape", ["rectangle", "rounded", "ellipse", "arch"])
+def test_outlines_have_the_area_of_their_shape(shape: str) -> None:
+    distance, one = texture_of(shape)
+    a, b = 120.0, 100.0
+    lost = 0.0  # by a pair of elliptical corners: (4 - pi) / 2 of the product of their radii
+    for radius in (one.look.radius_top, one.look.radius_bottom):
+        lost += (4 - np.pi) / 2 * radius[0] * a * radius[1] * b
+    # distances are exact at the outline, so the clipped ramp integrates to the area
+    area = float((distance + 0.5).clamp(0, 1).sum())
+    assert abs(area / (4 * a * b - lost) - 1) < 2e-3
+
+
+def test_polygons_have_the_area_of_their_kind() -> None:
+    a, b = 120.0, 100.0
+    expected = {(1.0, 0.5, 1.0): 3.0, (1.0, 1.0, 2**0.5): 8 * (2**0.5 - 1), (1.0, 1.0, 1.0): 2.0}
+    seen = set()
+    shares = ShapeShares(rectangle=0, rounded=0, ellipse=0, arch=0, polygon=1)
+    config = dataclasses.replace(
+        ALWAYS, max_pastes=1, layout=STANDING, framed=0.0, content=MIRRORS, shape=shares
+    )
+    for identity in range(30):
+        (one,) = plan(wall_frame(0), identity, config)[:1] or (None,)
+        if one is None:
+            continue
+        one = plain(one, picture_px=(240, 200))
+        row = torch.from_numpy(look_row(one)[None]).float()
+        texture = draw_textures(torch.zeros(1, 3, 206, 246, dtype=torch.uint8), row)
+        area = float((texture[0, 3] + 0.5).clamp(0, 1).sum())
+        assert abs(area / (expected[one.look.cut] * a * b) - 1) < 3e-3
+        seen.add(one.look.cut)
+    assert seen == set(expected)
+
+
+def test_legacy_depth_falls_linearly_from_the_deepest_corner() -> None:
+    frame = wall_frame(11, clutter=False, holes=False)
+    config = dataclasses.replace(
+        ALWAYS,
+        max_pastes=1,
+        layout=LayoutShares(hung=0, standing=0, legacy=1),
+        content=MIRRORS,
+        shape=RECTANGLES,
+    )
+    (one,) = plan(frame, 2, config)
+    _, after = pasted([frame], [(one,)])
+    drawn = (after.region != Region.BACKGROUND)[0, 0].numpy()
+    depth = after.depth_m[0, 0].numpy()[drawn]
+    v, u = np.nonzero(drawn)
+    design = np.stack([u + 0.5, v + 0.5, np.ones(len(u))], 1)
+    fit, *_ = np.linalg.lstsq(design, depth.astype(np.float64), rcond=None)
+    np.testing.assert_allclose(design @ fit, depth, rtol=1e-5)
+    corners = project(K, one.rectangle.corners())
+    at = np.concatenate([corners, np.ones((4, 1))], 1) @ fit
+    deepest = int(at.argmax())
+    near = np.round(corners[deepest] - 0.5).astype(int).clip(0, [WIDTH - 1, HEIGHT - 1])
+    assert abs(at[deepest] / frame.depth_m[near[1], near[0]] - 1) < 0.1
+    assert abs(at[(deepest + 2) % 4] / frame.depth_m[drawn].min() - 1) < 0.1
+    assert at.argmin() == (deepest + 2) % 4
 
 
 def test_rectangle_corners_turn_clockwise_in_the_image() -> None:
@@ -331,21 +608,29 @@ def test_rectangle_corners_turn_clockwise_in_the_image() -> None:
             assert isinstance(one.rectangle, Rectangle)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6))
 def test_the_fast_stage_equals_the_slow_reference(seed: int) -> None:
     frame = wall_frame(seed)
-    pastes = plan(frame, seed)
-    before, after = pasted([frame], [pastes])
-    pictures = [picture(p.picture) if p.kind is Region.ART else None for p in pastes]
+    layouts = LayoutShares(hung=0.6, standing=0.3, legacy=0.1)
+    shapes = ShapeShares(rectangle=1, rounded=1, ellipse=1, arch=1, polygon=1)
+    shares = ContentShares(mural=1, screen=1, opening=1, empty=1)
+    config = dataclasses.replace(
+        ALWAYS, layout=layouts, shape=shapes, content=shares, mat=0.5, glass=0.5, stylised=0.3
+    )
+    pastes = plan(frame, seed, config)
+    shown = contents(frame, pastes)
+    target = "ignore" if seed % 2 else "surface"
+    before, after = shown_on([frame], [pastes], [shown], target)
     image, depth, valid, region = paste_reference(
         before.image[0].movedim(0, -1).numpy(),
         before.depth_m[0, 0].numpy(),
         before.valid[0, 0].numpy(),
         pastes,
-        pictures,
+        shown,
         K,
         depth_range_m=RANGE_M,
+        mirror_target=target,
     )
     # a pixel centre within float32 rounding of an edge may fall on either side of it
     same = after.region[0, 0].numpy() == region

@@ -18,7 +18,7 @@ from PIL import Image
 
 import flatdepth.train as loop
 from flatdepth.cli import parse_config
-from flatdepth.config import TrainConfig
+from flatdepth.config import PasteStage, TrainConfig
 from flatdepth.corpus import open_corpus
 from flatdepth.errors import UserError
 from flatdepth.geometry import edge_lines, pixel_rays, project
@@ -40,7 +40,15 @@ from tests.conftest import REPOSITORY, TinySets
 
 CPU = torch.device("cpu")
 K = np.array([[90.0, 0.0, 35.0], [0.0, 95.0, 28.0], [0.0, 0.0, 1.0]])
-PASTED = {"share": 1.0, "max_pastes": 3, "hung": 0.4, "area": [0.05, 0.3]}
+PASTED = {
+    "share": 1.0,
+    "max_pastes": 3,
+    "area": [0.05, 0.3],
+    "max_area": 0.8,
+    "layout": {"hung": 0.3, "standing": 0.7},
+    "content": {"opening": 0, "empty": 0},
+    "shape": {"rounded": 0, "ellipse": 0, "arch": 0, "polygon": 0},
+}
 
 
 def read_config(path: Path, *overrides: str) -> TrainConfig:
@@ -89,7 +97,7 @@ def trained(
     """The directory of a finished run, and every batch that its model was trained on."""
     path = tiny_sets.config(
         tmp_path_factory.mktemp("replayed"),
-        paste={**PASTED, "start_step": 1},
+        paste={**PASTED, "share": 0.0, "stages": [{"step": 1, "share": 1.0}]},
         steps=3,
         save_every=3,
         eval={"images": 1, "pictures": 1},
@@ -159,7 +167,7 @@ def test_each_pixel_belongs_to_the_topmost_paste_there(rows: list[Row]) -> None:
         K_px = row.sample.view.intrinsics(row.sample.frame.K_px)
         outlines = [project(K_px, paste.rectangle.corners()) for paste in row.sample.plan]
         distances = [(pixels @ edge_lines(corners).T).min(axis=-1) for corners in outlines]
-        standing = [not paste.hung for paste in row.sample.plan]
+        standing = [paste.layout == "standing" for paste in row.sample.plan]
         for number, distance in enumerate(distances):
             assert (distance[row.owner == number] > -1e-3).all()
             above = [other for other in range(number + 1, len(distances)) if standing[other]]
@@ -237,14 +245,16 @@ def test_titles_say_what_is_shown(config: TrainConfig, rows: list[Row]) -> None:
     row = next(row for row in rows if len(row.sample.plan) == 2)
     first, second, third = row.title().splitlines()
     assert first == f"rooms {row.sample.frame.key}"
-    kinds = [f"{'hung' if p.hung else 'standing'} {p.kind.name.lower()}" for p in row.sample.plan]
-    assert second == ", ".join(kinds)
+    assert second == ", ".join(f"{p.layout} {p.kind.value}" for p in row.sample.plan)
     assert re.fullmatch(r"max \d\.\de-0\d", third)
-    later = dataclasses.replace(config, paste=dataclasses.replace(config.paste, start_step=3))
+    stages = [PasteStage(step=3, share=1.0)]
+    later = dataclasses.replace(
+        config, paste=dataclasses.replace(config.paste, share=0.0, stages=stages)
+    )
     clean = preview_rows(later, 2, 1)[0]
     assert clean.title().endswith("clean")
     assert np.isnan(clean.worst())
-    assert "step 2, seed 0 (pastes start at step 3)" in preview_page([clean], later)
+    assert "step 2, seed 0 (no pastes at this step)" in preview_page([clean], later)
     assert "a clean image" in preview_page([clean], later)
 
 

@@ -276,7 +276,7 @@ def test_regions_and_metrics_that_are_absent_or_unknown(tmp_path: Path) -> None:
     assert rows["Decoys"][1] == "–"
     assert rows["Art"][2:] == ["–", ""]
     assert rows["glass"][:3] == ["0.500"] * 3
-    assert page.tables[-1][2] == ["ssim", "0.750", "0.750", "0.750", ""]
+    assert page.tables[-1][2] == ["SSIM", "0.750", "0.750", "0.750", ""]
 
 
 def test_run_facts(tmp_path: Path) -> None:
@@ -412,8 +412,8 @@ def test_metrics_of_another_format_are_a_user_error(tmp_path: Path) -> None:
 
 
 def test_every_metric_and_region_of_the_project_is_explained() -> None:
-    assert set(report._METRICS) == set(BETTER)
-    assert set(report._REGIONS) == set(REGIONS)
+    assert set(report.METRIC_NAMES) == set(BETTER)
+    assert set(report.REGION_NAMES) == set(REGIONS)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

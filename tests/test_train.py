@@ -1,17 +1,22 @@
 """The loop: files of a run, exact resume after SIGKILL, ranks, accumulation, bad steps, signals."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 
 import flatdepth.train as loop
@@ -24,6 +29,8 @@ from flatdepth.loader import in_order, training_samples
 from flatdepth.losses import depth_loss
 from flatdepth.models.checkpoint import load_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.optim import make_optimizer
+from flatdepth.state import Progress, count_step, update_best
 from flatdepth.train import (
     accumulation_steps,
     build_model,
@@ -31,6 +38,7 @@ from flatdepth.train import (
     make_training_batch,
     train,
 )
+from tests import step_probe
 from tests.conftest import REPOSITORY, TinySets
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -57,6 +65,29 @@ def launch(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def launch_ranks(ranks: int, *script: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"),
+            *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
+            *script,
+        ],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def fresh_accelerator() -> None:
+    """As between processes: accelerate keeps its state in the process."""
+    GradientState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def history(run: Path) -> list[dict[str, float]]:
@@ -145,19 +176,7 @@ def test_two_processes_give_the_losses_and_figures_of_one(
     tiny_sets: TinySets, whole_run: Path, tmp_path: Path
 ) -> None:
     config = tiny_sets.config(tmp_path)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
-            *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
-            *command(config)[1:],
-        ],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = launch_ranks(2, *command(config)[1:])
     assert "2 processes" in done.stdout
     run = tmp_path / "runs" / "tiny"
     for (step, ours), (same_step, theirs) in zip(losses(run), losses(whole_run), strict=True):
@@ -283,6 +302,228 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(
         limit = 1e-6 if name == "pretrained.pos_embed" else 1e-10
         assert 0 < expected.norm() < 1e3, name
         assert (apart[name] - expected).norm() <= limit * expected.norm(), name
+
+
+@pytest.fixture(scope="module")
+def step_zero(corpus: Corpus, tiny_sets: TinySets, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """The first step's batch of 4, and how many of each image's pixels shall keep their truth."""
+    config = read_config(tiny_sets.config(tmp_path_factory.mktemp("zero"), micro_batch=4))
+    stream = training_samples(corpus, config, first_step=0, rank=0, ranks=1, accumulation=1)
+    samples = next(stream)
+    stream.close()
+    batch = make_training_batch(samples, config, torch.device("cpu"))
+    kept = dict(zip(batch.sample.tolist(), (0, 3, 70, 10**9), strict=True))
+    weight = loss_weight(batch, config.loss).double().flatten(1)
+    for row, pixels in zip(weight, kept.values(), strict=True):
+        row[pixels:] = 0
+    assert len(kept) == 4
+    return batch, weight.view_as(batch.valid), kept
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 4), (1, 1), (2, 1)])
+def test_a_step_is_the_mean_over_images_with_truth_however_it_is_split(  # type: ignore[no-untyped-def]
+    step_zero,
+    tiny_sets: TinySets,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    micro_batch: int,
+) -> None:
+    """Images with 0, 3, 70 and all valid pixels, in float64, against autograd on all at once."""
+    batch, weight, kept = step_zero
+    torch.manual_seed(0)
+    model = step_probe.Network()
+    losses = depth_loss("metric", model(batch.image), batch.depth_m, weight)
+    (losses[1:].sum() / 3).backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    assert losses[0] == 0 and (losses[1:] > 0).all()
+
+    out = tmp_path / "gradients.safetensors"
+    config = tiny_sets.config(tmp_path, micro_batch=micro_batch, eval__images=1)
+    if ranks == 1:
+        step_probe.probe(read_config(config), kept, out, monkeypatch.setattr)
+    else:
+        script = [str(REPOSITORY / "tests" / "step_probe.py"), str(config), json.dumps(kept)]
+        launch_ranks(ranks, *script, str(out))
+    found = load_file(out)
+    assert found.pop("loss").item() == pytest.approx(losses[1:].mean().item(), rel=1e-6)
+    assert len(found) == len(expected)
+    for i, gradient in enumerate(expected):
+        assert (found[str(i)] - gradient).norm() <= 1e-12 * gradient.norm()
+
+
+def test_a_step_without_any_truth_changes_nothing(
+    tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(tiny_sets.config(tmp_path, steps=3, eval__every=100, eval__images=1))
+    calls = {"n": 0}
+
+    def blind(*arguments: Any) -> torch.Tensor:
+        calls["n"] += 1
+        return loss_weight(*arguments) * (calls["n"] not in (5, 6))
+
+    monkeypatch.setattr(loop, "loss_weight", blind)
+    metrics = train(config)
+    assert metrics["skipped_steps"] == 1
+    assert history(tmp_path / "runs" / "tiny")[2]["loss"] is None
+    first, second = (
+        load_file(tmp_path / "runs/tiny" / name)
+        for name in ("checkpoints/step-00000002/model.safetensors", "weights/final.safetensors")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def scaled(init_scale: float) -> Callable[..., Accelerator]:
+    """``make_accelerator`` with the gradient scaler of fp16 on a CPU, but without half precision.
+
+    A scale that is a power of two changes no bit of a gradient that it does not overflow.
+    """
+    original = loop.make_accelerator
+
+    def make(config: TrainConfig, run: Path) -> Accelerator:
+        accelerator = original(config, run)
+        accelerator.native_amp = True
+        accelerator.state._mixed_precision = "fp16"
+        accelerator.autocast_handler = AutocastKwargs(enabled=False)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+        return accelerator
+
+    return make
+
+
+def test_an_overflow_of_scaled_gradients_advances_the_samples_and_nothing_else(
+    tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a run without a scaler that leaves out the same steps: the same bits at the end.
+
+    So moments, their step count, learning rate, warm-up and average skip them too, and gradients
+    are clipped after they are unscaled.
+    """
+    settings: dict[str, object] = {
+        "steps": 8,
+        "eval__every": 100,
+        "eval__images": 1,
+        "optim": {"lr": 1e-3, "head_lr_factor": 1.0, "warmup": 3, "clip_norm": 0.05, "ema": 0.9},
+    }
+    fused = torch.device("cuda")  # the kernel that skips by itself; it runs on a CPU too
+    monkeypatch.setattr(loop, "make_optimizer", lambda m, c, _: make_optimizer(m, c, fused))
+    runs = {name: tmp_path / "runs" / name for name in ("scaled", "plain")}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_accelerator", scaled(2.0**126))
+        skipped = train(read_config(tiny_sets.config(tmp_path, name="scaled", **settings)))
+    steps = [r["step"] for r in history(runs["scaled"]) if r["grad_norm"] is None]
+    assert steps == list(range(1, len(steps) + 1)) and 1 <= len(steps) <= 6
+    assert skipped["skipped_steps"] == len(steps)
+    assert all(r["loss"] is not None for r in history(runs["scaled"]))
+
+    calls = {"n": 0}
+
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        calls["n"] += 1
+        return depth_loss(*arguments) * (torch.nan if calls["n"] <= 2 * len(steps) else 1.0)
+
+    fresh_accelerator()
+    monkeypatch.setattr(loop, "depth_loss", poisoned)
+    train(read_config(tiny_sets.config(tmp_path, name="plain", **settings)))
+    ours, theirs = (load_file(run / "weights" / "final.safetensors") for run in runs.values())
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for ours_, theirs_ in zip(*(history(run) for run in runs.values()), strict=True):
+        assert ours_["lr"] == theirs_["lr"]
+        if ours_["grad_norm"] is not None:
+            assert ours_["grad_norm"] == theirs_["grad_norm"] > 0.05, "nothing was clipped"
+
+
+def test_rates_averages_adapters_and_8_bit_moments_resume_bit_for_bit(
+    tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that has a state besides AdamW's, in one run that is broken off and one that is not."""
+    options: dict[str, object] = {
+        "steps": 5,
+        "eval": {"every": 100, "images": 1, "batch": 1, "pictures": 1},
+        "optim": {"kind": "adamw8bit", "lr": 1e-3, "ema": 0.9, "schedule": "cyclic", "cycle": 4},
+        "model": {"encoder": "vitt", "checkpointing": "encoder", "lora_rank": 4},
+        "loss": {"terms": {"silog": 1.0, "ranking": 0.1}},
+    }
+    runs = [tmp_path / "runs" / name for name in ("whole", "broken")]
+    train(read_config(tiny_sets.config(tmp_path, name="whole", **options)))
+    config = read_config(tiny_sets.config(tmp_path, name="broken", **options))
+    calls = {"n": 0}
+
+    def cut(*arguments: Any) -> torch.Tensor:
+        calls["n"] += 1
+        if calls["n"] == 6:
+            raise InterruptedError
+        return depth_loss(*arguments)
+
+    fresh_accelerator()
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(loop, "depth_loss", cut)
+        train(config)
+    fresh_accelerator()
+    train(config)
+    assert losses(runs[0]) == losses(runs[1])
+    for name in ("weights/final.safetensors", "checkpoints/step-00000005/ema.safetensors"):
+        ours, theirs = (load_file(run / name) for run in runs)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    plain = DepthAnythingV2("vitt", kind="metric", max_depth_m=20.0)
+    final = load_file(runs[0] / "weights" / "final.safetensors")
+    assert final.keys() == plain.state_dict().keys()
+    average = load_file(runs[0] / "checkpoints/step-00000005/ema.safetensors")
+    own = load_file(runs[0] / "checkpoints/step-00000005/model.safetensors")
+    name = "depth_head.scratch.output_conv1.weight"
+    assert torch.equal(final[name], average[name]) and not torch.equal(final[name], own[name])
+
+
+def table(flat: float, clean: float) -> dict[str, object]:
+    return {"table": {"flat": {"abs_rel": flat}, "clean": {"abs_rel": clean}}}
+
+
+def test_the_best_is_guarded_by_clean_images_and_staleness_is_counted(
+    tiny_sets: TinySets, tmp_path: Path
+) -> None:
+    """clean_guard 0.05: clean error may rise from 0.100 to 0.105."""
+    config = read_config(tiny_sets.config(tmp_path, model__checkpoint="some.pth"))
+    progress = Progress()
+    story = [
+        (0.50, 0.100, True, 0),
+        (0.40, 0.104, True, 0),
+        (0.30, 0.106, False, 1),  # better, but clean images got too bad
+        (0.40, 0.100, False, 2),  # no better than the best
+        (float("nan"), 0.100, False, 3),
+        (0.39, 0.105, True, 0),
+    ]
+    for step, (flat, clean, best, stale) in enumerate(story):
+        progress.step = step
+        progress.evaluations.append(table(flat, clean))
+        assert update_best(progress, config) is best, step
+        assert progress.stale == stale
+    assert progress.best == {"value": 0.39, "step": 5}
+
+    unguarded = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, checkpoint=None)
+    )
+    progress = Progress(evaluations=[table(0.5, 0.1), table(0.3, 9.0)])
+    assert update_best(progress, unguarded)
+    missing = Progress(evaluations=[{"table": {"clean": {"abs_rel": 0.1}}}])
+    assert not update_best(missing, config) and missing.stale == 1
+
+
+def test_higher_is_better_for_deltas(tiny_sets: TinySets, tmp_path: Path) -> None:
+    config = read_config(tiny_sets.config(tmp_path, eval__metric="flat.delta1"))
+    progress = Progress()
+    for value, best in ((0.5, True), (0.6, True), (0.55, False)):
+        progress.evaluations.append({"table": {"flat": {"delta1": value}}})
+        assert update_best(progress, config) is best
+
+
+def test_updates_are_the_steps_that_were_taken(tiny_sets: TinySets, tmp_path: Path) -> None:
+    config = read_config(tiny_sets.config(tmp_path, max_bad_steps=3))
+    progress = Progress()
+    for taken, updates, bad in ((True, 1, 0), (False, 1, 1), (False, 1, 2), (True, 2, 0)):
+        progress.step += 1
+        count_step(progress, taken, ["a"], config)
+        assert (progress.updates, progress.bad_steps) == (updates, bad)
 
 
 def test_a_loss_that_is_not_finite_is_skipped_counted_and_finally_named(

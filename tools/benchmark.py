@@ -1,49 +1,117 @@
-"""Measure flatdepth against simpler ways of doing the same, interleaved, as ratios.
+"""Measure how much memory and time flatdepth takes, and against simpler ways of doing the same.
 
-python tools/benchmark.py paste [--batch 4] [--size 518] [--rounds 20] [--out FILE.json]
+python tools/benchmark.py paste [--batch 4] [--size 518] [--rounds 20]      the paste stage
+python tools/benchmark.py memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of a training
+python tools/benchmark.py step [--steps 10] [--config FILE]                 stages of its steps
+python tools/benchmark.py loader [--samples 128] [--config FILE]            reading and decoding
+
+memory, step and loader take every option of train.py too, and the quickstart's without any.
+--out FILE.json writes the figures.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
-import kornia
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from flatdepth.augment.composite import paste, stack_plans
-from flatdepth.augment.layout import Paste, plan_pastes, thin_view
-from flatdepth.augment.photometric import draw_photometric, photometric
-from flatdepth.augment.rng import Draws
 from flatdepth.benchmark import as_json, compare, environment, table
-from flatdepth.config import PasteConfig, PhotometricConfig
-from flatdepth.errors import run_command
-from flatdepth.geometry import View, project
-from flatdepth.readers.rooms import render_room
-from flatdepth.types import Batch, Frame, Region
+from flatdepth.cli import parse_config
+from flatdepth.config import TrainConfig
+from flatdepth.errors import UserError, run_command
 
-RANGE_M = (0.1, 20.0)
+PROG = "benchmark.py"
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a mistake with one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {PROG} --help")
 
 
 def main() -> None:
     """Parse the command line and run one benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    chosen, others = options().parse_known_args(sys.argv[1:])
+    if chosen.command == "paste":
+        if others:
+            raise UserError(f"unknown option {others[0]}; see {PROG} paste --help")
+        figures = run_paste(chosen)
+    else:
+        arguments = others or [f"--config={QUICKSTART}"]
+        config = parse_config(TrainConfig, arguments, prog="train.py", description=None)
+        run = {"memory": run_memory, "step": run_step, "loader": run_loader}[chosen.command]
+        figures = run(chosen, config)
+    if chosen.out:
+        chosen.out.write_text(json.dumps(figures, indent=1))
+
+
+def options() -> Parser:
+    """The options of each benchmark."""
+    parser = Parser(
+        prog=PROG,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("paste", help="the paste stage, one layer of art per image")
-    sub.add_argument("--batch", type=int, default=4, help="images per batch")
-    sub.add_argument("--size", type=int, default=518, help="height and width in pixels")
-    sub.add_argument("--rounds", type=int, default=20, help="timed rounds")
-    sub.add_argument("--out", type=Path, help="write the figures as JSON")
-    chosen = parser.parse_args(sys.argv[1:])
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    names = {
+        "paste": "the paste stage, one layer of art per image",
+        "memory": "GPU memory of a training, measured on CUDA, else simulated",
+        "step": "stages of an optimiser step",
+        "loader": "the loader against decoding alone and against WebDataset + DataLoader",
+    }
+    subs = {
+        name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        for name, text in names.items()
+    }
+    for sub in subs.values():
+        sub.add_argument("--out", type=Path, help="write the figures as JSON")
+    subs["paste"].add_argument("--batch", type=int, default=4, help="images per batch")
+    subs["paste"].add_argument("--size", type=int, default=518, help="height and width in pixels")
+    subs["paste"].add_argument(
+        "--area",
+        type=float,
+        nargs=2,
+        default=(0.03, 0.3),
+        metavar=("LOW", "HIGH"),
+        help="range of a paste's area as a share of the image",
+    )
+    subs["paste"].add_argument("--rounds", type=int, default=20, help="timed rounds")
+    subs["memory"].add_argument(
+        "--cap", metavar="SIZE", help="on CUDA: limit the allocator to this much, such as 8GiB"
+    )
+    subs["memory"].add_argument(
+        "--fit", metavar="SIZE", help="propose micro_batch and checkpointing for a GPU of this size"
+    )
+    subs["step"].add_argument("--steps", type=int, default=10, help="timed optimiser steps")
+    subs["step"].add_argument(
+        "--peak_tflops", type=float, help="peak of the GPU; known ones are looked up"
+    )
+    subs["loader"].add_argument(
+        "--samples", type=int, default=128, help="timed samples per contender and round"
+    )
+    subs["loader"].add_argument("--rounds", type=int, default=6, help="rounds")
+    subs["loader"].add_argument(
+        "--pace",
+        type=float,
+        default=4.0,
+        help="images/s of the training whose waiting is measured (about ViT-L on a laptop's GPU)",
+    )
+    return parser
+
+
+def run_paste(chosen: argparse.Namespace) -> dict[str, object]:
+    """The paste stage and its yardsticks."""
+    from flatdepth.benchmark_paste import paste_contenders
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     timings = compare(
-        paste_contenders(chosen.batch, chosen.size, device),
+        paste_contenders(chosen.batch, chosen.size, tuple(chosen.area), device),
         baseline="grid_sample",
         rounds=chosen.rounds,
         device=device,
@@ -51,119 +119,50 @@ def main() -> None:
     facts = environment(device)
     print(f"{chosen.batch} x 3 x {chosen.size} x {chosen.size}, {facts['device']}, one layer")
     print(table(timings))
-    if chosen.out:
-        chosen.out.write_text(json.dumps({"environment": facts, "timings": as_json(timings)}))
+    return {"environment": facts, "timings": as_json(timings)}
 
 
-def paste_contenders(
-    batch: int, size: int, device: torch.device
-) -> dict[str, Callable[[], object]]:
-    """The stage, its parts and two yardsticks on the same rooms, each a call without arguments."""
-    config = PasteConfig(share=1.0, max_pastes=1, mirror=0.0)
-    frames = [render_room(0, number, 0, size, size) for number in range(batch)]
-    view = View(top=0, left=0, crop_height=size, crop_width=size, height=size, width=size)
-    plans = [_plan(frame, view, number, config) for number, frame in enumerate(frames)]
-    art = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    stacked = stack_plans(
-        plans,
-        [[art] * len(plan) for plan in plans],
-        np.stack([frame.K_px for frame in frames]),
-        height=size,
-        width=size,
-    ).to(device)
-    clean = _batch(frames, device)
-    draws = [Draws(0, 0, number) for number in range(batch)]
-    factors = draw_photometric(draws, PhotometricConfig(share=1.0)).to(device)
-    grid = F.affine_grid(
-        torch.eye(2, 3)[None].repeat(batch, 1, 1), [batch, 3, size, size], align_corners=False
-    )
-    grid = grid.to(device)
-    texture = torch.from_numpy(art).movedim(-1, 0)[None].float().repeat(batch, 1, 1, 1) / 255
-    naive = _naive_kornia(clean, texture.to(device), frames, plans)
-    return {
-        "grid_sample": lambda: F.grid_sample(clean.image, grid, align_corners=False),
-        "paste": lambda: paste(clean, stacked, depth_range_m=RANGE_M),
-        "paste + photometric": lambda: photometric(
-            paste(clean, stacked, depth_range_m=RANGE_M).image, factors
-        ),
-        "kornia, straightforward": lambda: naive(False),
-        "kornia, + ColorJitter": lambda: naive(True),
-        "plan (CPU, per batch)": lambda: [
-            _plan(frame, view, number, config) for number, frame in enumerate(frames)
-        ],
-    }
+def run_memory(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
+    """Memory of the configuration, and what would fit."""
+    from flatdepth import memory
 
-
-def _plan(frame: Frame, view: View, number: int, config: PasteConfig) -> tuple[Paste, ...]:
-    return plan_pastes(
-        thin_view(frame, view),
-        Draws(0, 0, number),
-        config,
-        picture_aspects=np.array([1.0]),
-        depth_range_m=RANGE_M,
-    )
-
-
-def _batch(frames: list[Frame], device: torch.device) -> Batch:
-    images = torch.from_numpy(np.stack([frame.image for frame in frames])).movedim(-1, 1)
-    depth = torch.from_numpy(np.stack([frame.depth_m for frame in frames]))[:, None]
-    valid = depth.isfinite() & (depth >= RANGE_M[0]) & (depth <= RANGE_M[1])
-    return Batch(
-        image=(images.float() / 255).contiguous().to(device),
-        depth_m=torch.where(valid, depth, 0.0).to(device),
-        valid=valid.to(device),
-        region=torch.zeros_like(valid, dtype=torch.uint8).to(device),
-        K_px=torch.from_numpy(np.stack([frame.K_px for frame in frames])).to(device),
-        sample=torch.arange(len(frames), device=device),
-    )
-
-
-def _naive_kornia(
-    clean: Batch, texture: Tensor, frames: list[Frame], plans: list[tuple[Paste, ...]]
-) -> Callable[[bool], object]:
-    """What one would write first: warp art, art mask and frame mask, blend, depth by a warp."""
-    height, width = clean.image.shape[-2:]
-    device = clean.image.device
-    whole = torch.tensor([[0.0, 0], [width, 0], [width, height], [0, height]], device=device)
-    whole = whole.repeat(len(frames), 1, 1) - 0.5
-    quads = [
-        [torch.from_numpy(project(frame.K_px, part.corners())).float() for part in parts]
-        for frame, parts in (
-            (frame, (plan[0].rectangle, plan[0].content))
-            for frame, plan in zip(frames, plans, strict=True)
+    figures: dict[str, object] = {}
+    if torch.cuda.is_available():
+        measured = memory.measure(
+            config, None if chosen.cap is None else memory.parse_bytes(chosen.cap)
         )
-    ]
-    outer = torch.stack([quad[0] for quad in quads]).to(device) - 0.5
-    inner = torch.stack([quad[1] for quad in quads]).to(device) - 0.5
-    ones = torch.ones_like(clean.depth_m)
-    planes = np.stack(
-        [
-            plan[0].rectangle.plane @ np.linalg.inv(f.K_px)
-            for f, plan in zip(frames, plans, strict=True)
-        ]
-    )
-    plane = torch.from_numpy(planes).float().to(device)
-    jitter = kornia.augmentation.ColorJitter(0.2, 0.2, 0.2, 0.0, p=1.0)
+        print(memory.measurement_text(config, measured))
+        figures["measured"] = asdict(measured)
+    elif chosen.cap is not None:
+        raise UserError("--cap needs a CUDA GPU; without one, use --fit")
+    simulated = memory.simulate(config)
+    print(memory.simulation_text(config, simulated))
+    figures["simulated"] = asdict(simulated)
+    if chosen.fit is not None:
+        budget = memory.parse_bytes(chosen.fit)
+        proposals = memory.fit(config, budget)
+        print(memory.fit_text(proposals, budget))
+        figures["fit"] = [asdict(proposal) for proposal in proposals]
+    return figures
 
-    def run(with_jitter: bool) -> object:
-        size = (height, width)
-        to_outer = kornia.geometry.get_perspective_transform(whole, outer)
-        to_inner = kornia.geometry.get_perspective_transform(whole, inner)
-        art = kornia.geometry.warp_perspective(texture, to_inner, size, align_corners=True)
-        mask = kornia.geometry.warp_perspective(ones, to_inner, size, align_corners=True)
-        frame = kornia.geometry.warp_perspective(ones, to_outer, size, align_corners=True)
-        image = clean.image * (1 - frame) + 0.3 * frame
-        image = image * (1 - mask) + art * mask
-        uv = kornia.geometry.create_meshgrid(
-            height, width, normalized_coordinates=False, device=device
-        )
-        uv1 = torch.cat([uv + 0.5, torch.ones_like(uv[..., :1])], dim=-1)
-        inverse = torch.einsum("bc,nhwc->bhw", plane, uv1)[:, None]
-        depth = torch.where(frame > 0.5, 1 / inverse.clamp_min(1e-6), clean.depth_m)
-        region = torch.where(mask > 0.5, int(Region.ART), torch.where(frame > 0.5, 3, 0))
-        return (jitter(image) if with_jitter else image), depth, region
 
-    return run
+def run_step(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
+    """Stages of an optimiser step."""
+    from flatdepth.benchmark_step import measure_steps, step_text
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    times = measure_steps(config, steps=chosen.steps, device=device, peak_tflops=chosen.peak_tflops)
+    print(step_text(config, times))
+    return asdict(times)
+
+
+def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
+    """The loader and its yardsticks."""
+    from flatdepth.benchmark_loader import loader_text, measure_loader
+
+    found = measure_loader(config, samples=chosen.samples, rounds=chosen.rounds, pace=chosen.pace)
+    print(loader_text(config, found))
+    return asdict(found)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Weight files: loading with an account of what matched, saving in the official layout.
 
 Loading is strict. Wrappers that training scripts add are taken off and reported; anything that
-would leave a tensor of the model unset, or one of the file unused, is an error that says why.
+would leave a tensor of the model unset, or one of the file unused, is an error that says why. What
+a file says about its model (kind, maximum depth, encoder) has to agree with the model; a file that
+does not say it has to predict a rendered room as such a model would (``flatdepth.models.probe``).
 """
 
 import contextlib
 import json
 import os
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +26,16 @@ from torch import Tensor
 
 import flatdepth
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2
+from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, Kind
+from flatdepth.models.huggingface import (
+    CONFIG,
+    MODEL_TYPE,
+    WEIGHTS,
+    from_huggingface,
+    is_huggingface,
+    read_config,
+)
+from flatdepth.models.probe import check_weights
 
 FORMAT = "flatdepth"
 """The value of ``format`` in the metadata of files that we wrote."""
@@ -35,7 +47,51 @@ WRAPPERS = ("model", "state_dict")
 PREFIXES = ("module.", "_orig_mod.")
 """Left on every name by DistributedDataParallel and torch.compile."""
 
-TRANSFORMERS_PREFIXES = ("backbone.", "neck.", "embeddings.", "encoder.layer.")
+OFFICIAL_NAME = re.compile(
+    r"depth_anything_v2(?:_metric_(?P<data>hypersim|vkitti))?_(?P<encoder>vit[sblg])(?:_fp(?:16|32))?"
+)
+"""What the official files are called, without suffix; they say nothing about themselves."""
+OFFICIAL_MAX_DEPTH_M = {"hypersim": "20.0", "vkitti": "80.0"}
+VERSION_1_NAME = re.compile(r"depth_anything_vit[sbl]14")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile:
+    """A weight file as it was read.
+
+    Attributes:
+        source: the file, folder or hub id as it was given.
+        path: the local file.
+        tensors: official name -> tensor in the file's own dtype, on the CPU.
+        unwrapped: what was taken off or converted on the way, in words.
+        metadata: as ``read_metadata`` gives it.
+    """
+
+    source: str
+    path: Path
+    tensors: Mapping[str, Tensor]
+    unwrapped: tuple[str, ...]
+    metadata: Mapping[str, str] | None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and number of blocks of the encoder; None if there is none."""
+        token = self.tensors.get(ENCODER + "cls_token")
+        if token is None:
+            return None
+        prefix = ENCODER + "blocks."
+        inside = (name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix))
+        return token.shape[-1], len({name.split(".")[0] for name in inside})
+
+    @property
+    def encoder(self) -> str | None:
+        """The key of ``ENCODERS`` that has this size; None if there is none."""
+        sizes = {(spec.embed_dim, spec.depth): name for name, spec in ENCODERS.items()}
+        return None if self.size is None else sizes.get(self.size)
+
+    @property
+    def has_head(self) -> bool:
+        return any(name.startswith(HEAD) for name in self.tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +104,8 @@ class LoadReport:
         total: tensors of the model.
         fresh: names of the tensors left as the model had them.
         unwrapped: what was taken off or converted on the way, in words.
-        metadata: what we wrote into the file about the model, or None for files of others.
+        metadata: what the file says about its model, as ``read_metadata`` gives it.
+        doubts: what the prediction of a rendered room makes doubtful, in words.
     """
 
     source: str
@@ -57,6 +114,7 @@ class LoadReport:
     fresh: tuple[str, ...]
     unwrapped: tuple[str, ...]
     metadata: Mapping[str, str] | None
+    doubts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         sentences = [f"{self.source}: loaded {self.matched} of {self.total} tensors"]
@@ -68,8 +126,34 @@ class LoadReport:
             sentences.append("The file does not say which kind of model it holds")
         else:
             fields = (f"{key} {value}" for key, value in self.metadata.items() if key != "format")
-            sentences.append(f"The file says: {', '.join(fields)}")
+            who = "Its official name" if self.metadata["format"] == "official" else "The file"
+            sentences.append(f"{who} says: {', '.join(fields)}")
+        sentences += [f"Doubtful: {doubt}" for doubt in self.doubts]
         return ". ".join(sentences) + "."
+
+
+def read_weights(source: str) -> WeightFile:
+    """Read a weight file of any layout that is understood, under the official names.
+
+    Args:
+        source: a local ``.pth`` or ``.safetensors`` file, a folder in the layout of transformers,
+            or a Hugging Face Hub id ``org/name`` or ``org/name/path/of/file``. Without a file, the
+            repository's only ``.safetensors`` is taken, else its only ``.pth``.
+
+    Raises:
+        UserError: the file cannot be had or read, or holds something else than named tensors.
+    """
+    path = _locate(source)
+    metadata = read_metadata(path)
+    tensors, unwrapped = _unwrap(_read(path, source), source)
+    tensors, notes = _as_official_layout(tensors)
+    return WeightFile(
+        source=source,
+        path=path,
+        tensors=tensors,
+        unwrapped=(*unwrapped, *notes),
+        metadata=metadata,
+    )
 
 
 def load_weights(
@@ -78,39 +162,83 @@ def load_weights(
     """Load weights into ``model``, every tensor or none.
 
     Args:
-        source: a local ``.pth`` or ``.safetensors`` file, or a Hugging Face Hub id ``org/name`` or
-            ``org/name/path/of/file``. Without a file, the repository's only ``.safetensors`` is
-            taken, else its only ``.pth``.
+        source: as in ``read_weights``.
         head: ``"keep"`` loads the head as well, ``"fresh"`` leaves the model's own as it is, and
             so also accepts files of another kind or maximum depth and plain DINOv2 encoders.
 
     Raises:
-        UserError: the file cannot be had or read, says that it holds another kind of model, or
-            its tensors differ from the model's in name or shape. The model is unchanged then.
+        UserError: the file cannot be had or read, says that it holds another kind of model or
+            predicts like one, or its tensors differ from the model's in name or shape. The model is
+            unchanged then.
     """
-    path = _locate(source)
-    metadata = read_metadata(path)
-    if metadata is not None:
-        _check_metadata(model, source, metadata, head)
-    tensors, unwrapped = _unwrap(_read(path, source), source)
-    tensors, notes = _as_official_layout(tensors, source, head)
-    unwrapped += notes
+    return _load(model, read_weights(source), head)
+
+
+def open_model(
+    source: str, *, kind: Kind | None = None, max_depth_m: float | None = None
+) -> tuple[DepthAnythingV2, LoadReport]:
+    """The model that a file holds, in evaluation mode, and how it was loaded.
+
+    Args:
+        source: as in ``read_weights``.
+        kind, max_depth_m: what the file holds, for one that does not say it.
+
+    Raises:
+        UserError: as for ``load_weights``, or neither the file nor the arguments say the kind.
+    """
+    weights = read_weights(source)
+    said = weights.metadata or {}
+    if weights.encoder is None:
+        found = "no encoder" if weights.size is None else f"one of width and depth {weights.size}"
+        raise UserError(
+            f"{source}: expected an encoder of Depth Anything V2 ({', '.join(ENCODERS)}), found "
+            f"{found}; take another file"
+        )
+    chosen = kind or said.get("kind")
+    if chosen is None:
+        raise UserError(f"{source} does not say its kind; pass kind metric or relative")
+    far = max_depth_m or float(said.get("max_depth_m", "nan"))
+    if chosen == "metric" and not far > 0:
+        raise UserError(
+            f"{source} does not say its maximum depth; pass max_depth_m, which is 20 for the "
+            "official indoor files and 80 for outdoor"
+        )
+    model = (
+        DepthAnythingV2(weights.encoder, kind="metric", max_depth_m=far)
+        if chosen == "metric"
+        else DepthAnythingV2(weights.encoder, kind="relative")
+    )
+    return model.eval(), _load(model, weights, "keep")
+
+
+def _load(
+    model: DepthAnythingV2, weights: WeightFile, head: Literal["keep", "fresh"]
+) -> LoadReport:
+    if weights.metadata is not None:
+        _check_metadata(model, weights.source, weights.metadata, head)
     expected = model.state_dict()
     fresh = tuple(name for name in expected if head == "fresh" and name.startswith(HEAD))
-    if head == "fresh":
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
     wanted = {name: t for name, t in expected.items() if name not in fresh}
-    _check_encoder(model, source, tensors)
-    _check_tensors(model, source, wanted, tensors)
-    unwrapped += _conversions(wanted, tensors)
-    model.load_state_dict({**expected, **tensors}, strict=True)
+    tensors = {
+        name: t
+        for name, t in weights.tensors.items()
+        if head == "keep" or not name.startswith(HEAD)
+    }
+    _check_encoder(model, weights)
+    _check_tensors(model, weights.source, wanted, tensors)
+    state = {**expected, **{name: t.to(expected[name]) for name, t in tensors.items()}}
+    doubts: tuple[str, ...] = ()
+    if head == "keep" and "kind" not in (weights.metadata or {}):
+        doubts = check_weights(model, state, weights.source)
+    model.load_state_dict(state, strict=True)
     return LoadReport(
-        source=source,
+        source=weights.source,
         matched=len(tensors),
         total=len(expected),
         fresh=fresh,
-        unwrapped=tuple(unwrapped),
-        metadata=metadata,
+        unwrapped=(*weights.unwrapped, *_conversions(wanted, tensors)),
+        metadata=weights.metadata,
+        doubts=doubts,
     )
 
 
@@ -139,11 +267,7 @@ def save_weights(
         UserError: one of the three files exists and ``overwrite`` is False.
         ValueError: ``extra`` redefines a name.
     """
-    extra = extra or {}
-    metadata = _describe(model)
-    if taken := sorted(metadata.keys() & extra.keys()):
-        raise ValueError(f"extra metadata redefines {', '.join(taken)}")
-    metadata = {**metadata, **extra}
+    metadata = describe(model, extra or {})
     # The sidecar comes first: a .pth without one would be taken for an official file.
     sidecar, pth, safe = (
         stem.with_name(stem.name + suffix) for suffix in (".json", ".pth", ".safetensors")
@@ -153,49 +277,76 @@ def save_weights(
             f"{', '.join(existing)} would be overwritten; choose another name or pass "
             "overwrite=True"
         )
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    state = plain_state(model)
     writers: dict[Path, Callable[[Path], object]] = {
-        sidecar: lambda path: path.write_text(json.dumps(metadata, indent=2) + "\n", "utf-8"),
+        sidecar: lambda path: write_json(path, metadata),
         pth: lambda path: torch.save(state, path),
         safe: lambda path: safetensors.torch.save_file(state, path, metadata),
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
-    _write_all(writers)
+    write_together(writers)
     return pth, safe
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:
-    """What we wrote about the model in a weight file, or None if the file is not one of ours.
+    """What a weight file says about its model, or None if it says nothing.
+
+    ``format`` tells who says it: ``flatdepth`` for the metadata that ``save_weights`` wrote,
+    ``transformers`` for the ``config.json`` of that layout, ``official`` for the name of a file of
+    the original project, whose names are fixed.
 
     Args:
         path: a ``.safetensors``, or a ``.pth`` whose ``.json`` of the same stem is read.
 
     Raises:
-        UserError: the header or the ``.json`` is damaged.
+        UserError: the header or the ``.json`` is damaged, or the name is one of version 1.
     """
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
+                header = file.metadata()
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(_unreadable(str(path), error)) from error
     else:
-        sidecar = path.with_suffix(".json")
-        if not sidecar.exists():
-            return None
-        try:
-            metadata = json.loads(sidecar.read_text("utf-8"))
-        except (ValueError, OSError) as error:
-            raise UserError(_unreadable(str(sidecar), error)) from error
-    ours = isinstance(metadata, dict) and metadata.get("format") == FORMAT
-    return {key: str(metadata[key]) for key in sorted(metadata)} if ours else None
+        header = _read_json(path.with_suffix(".json"))
+    if isinstance(header, dict) and header.get("format") == FORMAT:
+        return {key: str(header[key]) for key in sorted(header)}
+    if path.name == WEIGHTS:
+        config = _read_json(path.with_name(CONFIG))
+        if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE:
+            said = {**(header or {}), **read_config(config, str(path)), "format": "transformers"}
+            return {key: said[key] for key in sorted(said)}
+    if VERSION_1_NAME.fullmatch(path.stem):
+        raise UserError(
+            f"{path.name} is a file of Depth Anything version 1, whose head reads other blocks of "
+            "the encoder; take a depth_anything_v2 file"
+        )
+    if name := OFFICIAL_NAME.fullmatch(path.stem):
+        said = {"format": "official", "encoder": name["encoder"], "kind": "relative"}
+        if name["data"]:
+            far = OFFICIAL_MAX_DEPTH_M[name["data"]]
+            said |= {"kind": "metric", "max_depth_m": far}
+        return said
+    return None
+
+
+def _read_json(path: Path) -> object:
+    """The content of a JSON file; None if there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(_unreadable(str(path), error)) from error
 
 
 def _locate(source: str) -> Path:
     """The local path of a source, downloaded if it is a hub id."""
     path = Path(source).expanduser()
     if path.is_dir():
-        raise UserError(f"{source} is a folder; name the .pth or .safetensors file in it")
+        if not (path / WEIGHTS).is_file():
+            raise UserError(f"{source} is a folder; name the .pth or .safetensors file in it")
+        return path / WEIGHTS
     if not path.is_file():
         parts = source.split("/")
         local = source.startswith((".", "/", "~")) or "" in parts or "\\" in source
@@ -212,9 +363,12 @@ def _download(source: str, repo: str, file: str) -> Path:
         file = file or _only_weights(source, huggingface_hub.list_repo_files(repo))
         path = Path(huggingface_hub.hf_hub_download(repo, file))
         if path.suffix == ".pth":
-            # Lands beside the weights, where read_metadata looks; official files have none.
-            with contextlib.suppress(EntryNotFoundError):
-                huggingface_hub.hf_hub_download(repo, file.removesuffix(".pth") + ".json")
+            beside = file.removesuffix(".pth") + ".json"
+        else:
+            beside = file.removesuffix(path.name) + CONFIG
+        # Lands beside the weights, where read_metadata looks; official files have none.
+        with contextlib.suppress(EntryNotFoundError):
+            huggingface_hub.hf_hub_download(repo, beside)
     except UserError:
         raise
     except Exception as error:  # The failures of the hub's client share no narrower base class.
@@ -288,42 +442,44 @@ def _shared_prefix(names: Iterable[str]) -> str | None:
     return next((p for p in PREFIXES if all(name.startswith(p) for name in names)), None)
 
 
-def _as_official_layout(
-    tensors: dict[str, Tensor], source: str, head: Literal["keep", "fresh"]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Name the tensors as the official checkpoints do, or say why that cannot be."""
-    if any(name.startswith(TRANSFORMERS_PREFIXES) for name in tensors):
-        raise UserError(
-            f"{source}: expected the official key layout, found the layout of transformers (names "
-            f"such as {_some(tensors)}); take the original file, whose repository name has no -hf"
-        )
-    if "patch_embed.proj.weight" not in tensors:
-        return tensors, []
-    if head == "keep":
-        raise UserError(
-            f"{source} holds a plain DINOv2 encoder and no depth head; pass head='fresh' to start "
-            "with a new head"
-        )
-    note = f"put the prefix {ENCODER!r} before every name of a plain DINOv2 encoder"
-    return {ENCODER + name: t for name, t in tensors.items()}, [note]
+def _as_official_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Name the tensors as the official checkpoints do, where their layout is known."""
+    if is_huggingface(tensors):
+        return from_huggingface(tensors), ["renamed the tensors from the layout of transformers"]
+    if "patch_embed.proj.weight" in tensors:
+        note = f"put the prefix {ENCODER!r} before every name of a plain DINOv2 encoder"
+        return {ENCODER + name: t for name, t in tensors.items()}, [note]
+    return tensors, []
 
 
 def _check_metadata(
     model: DepthAnythingV2, source: str, metadata: Mapping[str, str], head: Literal["keep", "fresh"]
 ) -> None:
-    described = _describe(model)
+    described = describe(model)
+    where = "by the file's official name" if metadata["format"] == "official" else "in the file"
     # Kind and maximum depth say what the head's output means; the encoder is the same for all.
     for field in ("encoder",) if head == "fresh" else ("encoder", "kind", "max_depth_m"):
         if field in metadata and field in described and metadata[field] != described[field]:
             advice = "" if field == "encoder" else " or pass head='fresh'"
             raise UserError(
-                f"{source}: {field} is {metadata[field]} in the file but {described[field]} in the "
-                f"model; set {field} to {metadata[field]}{advice}"
+                f"{source}: {field} is {metadata[field]} {where} but {described[field]} in the "
+                f"model{_CONSEQUENCES.get((field, described[field]), '')}; set {field} to "
+                f"{metadata[field]}{advice}"
             )
 
 
-def _describe(model: DepthAnythingV2) -> dict[str, str]:
-    """The metadata that tells files of the same tensors apart."""
+_CONSEQUENCES = {
+    ("kind", "metric"): ", which would read relative weights as max_depth_m nearly everywhere",
+    ("kind", "relative"): ", which would read metric weights as 0 nearly everywhere",
+}
+
+
+def describe(model: DepthAnythingV2, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The metadata that tells files of the same tensors apart, and ``extra``.
+
+    Raises:
+        ValueError: ``extra`` redefines a name.
+    """
     described = {
         "format": FORMAT,
         "encoder": model.encoder,
@@ -333,25 +489,25 @@ def _describe(model: DepthAnythingV2) -> dict[str, str]:
     }
     if model.kind == "metric":
         described["max_depth_m"] = str(model.max_depth_m)
-    return described
+    extra = extra or {}
+    if taken := sorted(described.keys() & extra.keys()):
+        raise ValueError(f"extra metadata redefines {', '.join(taken)}")
+    return {**described, **extra}
 
 
-def _check_encoder(model: DepthAnythingV2, source: str, tensors: Mapping[str, Tensor]) -> None:
+def plain_state(model: DepthAnythingV2) -> dict[str, Tensor]:
+    """The state dict as it is written: on the CPU, contiguous, without gradients."""
+    return {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+
+
+def _check_encoder(model: DepthAnythingV2, weights: WeightFile) -> None:
     """Explain an encoder of another size before its hundreds of tensors are compared."""
-    token = tensors.get(ENCODER + "cls_token")
-    if token is None:
-        return
-    prefix = ENCODER + "blocks."
-    inside = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
-    blocks = {name.split(".")[0] for name in inside}
-    found = (token.shape[-1], len(blocks))
-    sizes = {(spec.embed_dim, spec.depth): name for name, spec in ENCODERS.items()}
     spec = ENCODERS[model.encoder]
-    if found != (spec.embed_dim, spec.depth):
-        like = sizes.get(found)
+    if weights.size not in (None, (spec.embed_dim, spec.depth)):
+        like, (width, depth) = weights.encoder, weights.size
         raise UserError(
-            f"{source}: expected encoder {model.encoder} (width {spec.embed_dim}, {spec.depth} "
-            f"blocks), found {like or 'one of no known size'} (width {found[0]}, {found[1]} "
+            f"{weights.source}: expected encoder {model.encoder} (width {spec.embed_dim}, "
+            f"{spec.depth} blocks), found {like or 'one of no known size'} (width {width}, {depth} "
             f"blocks); {f'set encoder to {like}' if like else 'take another file'}"
         )
 
@@ -399,7 +555,12 @@ def _conversions(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
     return [f"converted {n} tensors from {a} to {b}" for (a, b), n in counts.items()]
 
 
-def _write_all(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
     """Write files that belong together: all under temporary names, then rename in order."""
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
     try:
@@ -413,13 +574,13 @@ def _write_all(writers: Mapping[Path, Callable[[Path], object]]) -> None:
                 os.fsync(file.fileno())
         for path, written in temporary.items():
             written.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         for written in temporary.values():
             written.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut; Windows cannot and need not sync folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

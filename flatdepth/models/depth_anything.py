@@ -399,7 +399,9 @@ class Fusion(nn.Module):
         size: tuple[int, int],
     ) -> Float[Tensor, "b c h2 w2"]:
         x = level if path is None else path + self.resConfUnit1(level)
-        return self.out_conv(_resize(self.resConfUnit2(x), size))
+        # The official order is resize, then out_conv. A 1 x 1 convolution commutes with weights
+        # that sum to 1, and before the resize it works on a quarter of the pixels.
+        return _resize(self.out_conv(self.resConfUnit2(x)), size)
 
 
 class ResidualConv(nn.Module):

@@ -1,0 +1,199 @@
+"""Where the time of an optimiser step goes, how many images that makes per second, and the MFU."""
+
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flatdepth.augment.composite import paste
+from flatdepth.augment.photometric import photometric
+from flatdepth.benchmark import environment
+from flatdepth.config import TrainConfig
+from flatdepth.corpus import open_corpus
+from flatdepth.ema import Ema
+from flatdepth.loader import to_device, training_samples
+from flatdepth.memory import build_bare_model, count_flops, take_step
+from flatdepth.optim import make_optimizer
+from flatdepth.train import accumulation_steps, loss_weight
+
+WARM_UP = 2
+
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+    "T4": 65.0,
+}
+"""Dense fp16 tensor-core TFLOP/s with float32 accumulation, from NVIDIA's data sheets."""
+
+
+class StageClock:
+    """Splits time into named stages.
+
+    On CUDA events are recorded in the stream, so nothing is waited for: waiting for data counts
+    only as far as the GPU ran out of work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = []
+
+    def enter(self, stage: str) -> None:
+        """End the current stage and begin another; a stage may be entered many times."""
+        mark: Any = time.perf_counter()
+        if self._on_cuda:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        self._marks.append((stage, mark))
+
+    def finish(self) -> dict[str, float]:
+        """End the last stage; seconds by stage since the last ``finish``."""
+        self.enter("")
+        if self._on_cuda:
+            torch.cuda.synchronize()
+        seconds: dict[str, float] = defaultdict(float)
+        for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            seconds[stage] += begin.elapsed_time(end) / 1e3 if self._on_cuda else end - begin
+        self._marks.clear()
+        return dict(seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """Optimiser steps of one GPU or CPU.
+
+    Attributes:
+        stages: milliseconds per optimiser step by stage, as (25 %, median, 75 %).
+        step_ms: the same of whole steps.
+        images_per_s: at the median.
+        data_wait_share: share of the median step spent waiting for the loader.
+        tflop_per_image: forward and backward without recomputation.
+        mfu: model FLOPs utilisation, the share of ``peak_tflops`` that these are; None without.
+        peak_tflops: of the device, or None if unknown.
+        environment: what the figures depend on.
+    """
+
+    stages: Mapping[str, tuple[float, float, float]]
+    step_ms: tuple[float, float, float]
+    images_per_s: float
+    data_wait_share: float
+    tflop_per_image: float
+    mfu: float | None
+    peak_tflops: float | None
+    environment: Mapping[str, object]
+
+
+def measure_steps(
+    config: TrainConfig, *, steps: int, device: torch.device, peak_tflops: float | None = None
+) -> StepTimes:
+    """Time optimiser steps on the configured data, with random weights.
+
+    Args:
+        steps: timed, after ``WARM_UP`` others.
+        peak_tflops: of the device; None looks it up in ``PEAK_TFLOPS``.
+
+    Raises:
+        UserError: the data do not fit the configuration.
+    """
+    if device.type == "cpu" and config.precision == "fp16":
+        config = dataclasses.replace(config, precision="no")
+    accumulation = accumulation_steps(config, ranks=1)
+    stream = training_samples(
+        open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=accumulation
+    )
+    model = build_bare_model(config).to(device)
+    optimizer = make_optimizer(model, config.optim, device)
+    ema = Ema(model, config.optim.ema)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+    clock = StageClock(device)
+
+    def next_batch() -> tuple[Tensor, Tensor, Tensor]:
+        clock.enter("data wait")
+        samples = next(stream)
+        clock.enter("to device")
+        batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
+        clock.enter("paste")
+        batch = paste(batch, plans, depth_range_m=depth_range_m)
+        clock.enter("photometric")
+        image = photometric(batch.image, factors)
+        return image, batch.depth_m, loss_weight(batch, config.loss)
+
+    timed = []
+    for number in tqdm(range(WARM_UP + steps), desc="steps", disable=None, leave=False):
+        take_step(
+            model,
+            optimizer,
+            config,
+            next_batch,
+            micro_steps=accumulation,
+            enter=clock.enter,
+            scaler=scaler,
+        )
+        ema.update(number + 1)
+        timed.append(clock.finish())
+    stream.close()
+    return _summary(config, timed[WARM_UP:], device, peak_tflops)
+
+
+def _summary(
+    config: TrainConfig,
+    timed: list[dict[str, float]],
+    device: torch.device,
+    peak_tflops: float | None,
+) -> StepTimes:
+    facts = environment(device)
+    if peak_tflops is None:
+        name = str(facts["device"])
+        peak_tflops = next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
+    stages = {name: _quartiles_ms([step[name] for step in timed]) for name in timed[0]}
+    step_ms = _quartiles_ms([sum(step.values()) for step in timed])
+    images_per_s = 1e3 * config.batch / step_ms[1]
+    plain = dataclasses.replace(config.model, checkpointing="none")
+    tflop = count_flops(dataclasses.replace(config, model=plain)) / 1e12
+    return StepTimes(
+        stages=stages,
+        step_ms=step_ms,
+        images_per_s=images_per_s,
+        data_wait_share=stages["data wait"][1] / step_ms[1],
+        tflop_per_image=tflop,
+        mfu=None if peak_tflops is None else tflop * images_per_s / peak_tflops,
+        peak_tflops=peak_tflops,
+        environment=facts,
+    )
+
+
+def _quartiles_ms(seconds: list[float]) -> tuple[float, float, float]:
+    low, middle, high = (1e3 * np.percentile(seconds, (25, 50, 75))).tolist()
+    return low, middle, high
+
+
+def step_text(config: TrainConfig, times: StepTimes) -> str:
+    """The times as a table: milliseconds with quartiles, share of the step."""
+    lines = [
+        f"{config.model.encoder}, {config.data.height} x {config.data.width}, batch "
+        f"{config.batch} in micro-batches of {config.micro_batch}, "
+        f"checkpointing {config.model.checkpointing}, {times.environment['device']}",
+        f"{'':12} {'ms':>9}  {'quartiles':>19}  {'share':>6}",
+    ]
+    for name, (low, middle, high) in (*times.stages.items(), ("step", times.step_ms)):
+        share = middle / times.step_ms[1]
+        lines.append(f"{name:12} {middle:9.2f}  {low:9.2f}-{high:9.2f}  {share:6.1%}")
+    rate = f"{times.images_per_s:.2f} images/s, {times.tflop_per_image:.3f} TFLOP per image"
+    if times.mfu is None:
+        lines.append(f"{rate}; MFU: unknown device, name its peak with --peak_tflops")
+    else:
+        lines.append(f"{rate}; MFU {times.mfu:.1%} of {times.peak_tflops:g} TFLOP/s")
+    return "\n".join(lines)

@@ -1,0 +1,167 @@
+"""Weights for others: official ``.pth``, ``.safetensors`` or a folder that transformers loads.
+
+Beside the weights stands a model card. What was written is read again and has to predict the same.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from flatdepth.errors import UserError
+from flatdepth.modelcard import model_card, read_run
+from flatdepth.models.checkpoint import (
+    describe,
+    open_model,
+    plain_state,
+    sync_folder,
+    write_json,
+    write_together,
+)
+from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.huggingface import (
+    CONFIG,
+    IMAGE_SIZE,
+    PREPROCESSOR,
+    WEIGHTS,
+    model_config,
+    preprocessor_config,
+    to_huggingface,
+)
+from flatdepth.models.probe import probe_image
+
+_OTHER_SUFFIXES = (".pt", ".bin", ".ckpt", ".onnx", ".h5")
+
+Writers = dict[Path, Callable[[Path], object]]
+
+
+def export_weights(
+    model: DepthAnythingV2,
+    target: Path,
+    *,
+    extra: Mapping[str, str] | None = None,
+    run: Path | None = None,
+) -> float:
+    """Write a model for others and check the copy.
+
+    ``NAME.pth`` becomes the flat official state dict with its metadata in ``NAME.json``,
+    ``NAME.safetensors`` the same with the metadata in its header, both with the card ``NAME.md``;
+    any other name a folder with ``config.json``, ``model.safetensors``,
+    ``preprocessor_config.json`` and the card ``README.md``, as transformers reads it. Files are
+    written under temporary names and renamed; missing parent folders are made.
+
+    Args:
+        model: what to write; float32 whatever it was read from.
+        target: file or folder to write.
+        extra: further metadata, such as the run and the step.
+        run: run directory whose figures and recipe go into the card; also sets the picture size in
+            ``preprocessor_config.json`` (518 x 518 otherwise).
+
+    Returns:
+        The largest difference between the predictions of the model and of its copy for a rendered
+        room; 0 unless a file system lies.
+
+    Raises:
+        UserError: something would be overwritten, the name ends like a format that is not written,
+            the weights say that they are of another run, or transformers cannot express the
+            maximum depth.
+    """
+    metadata = describe(model, extra)
+    if target.suffix in _OTHER_SUFFIXES:
+        raise UserError(
+            f"{target}: expected NAME.pth, NAME.safetensors or a folder for the layout of "
+            f"transformers, found a name that ends in {target.suffix}"
+        )
+    state = plain_state(model)
+    record = None if run is None else read_run(run)
+    if record is not None and metadata.get("run", record.config["name"]) != record.config["name"]:
+        raise UserError(
+            f"{run} is the run {record.config['name']}, the weights come from the run "
+            f"{metadata['run']}; give that run's directory"
+        )
+    if target.suffix in (".pth", ".safetensors"):
+        card = model_card(target.stem, metadata, run=record, layout="files")
+        _write_files(_file_writers(target, state, metadata, card))
+    else:
+        card = model_card(target.name, metadata, run=record, layout="transformers")
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        if record is not None:
+            size = (int(record.config["data"]["height"]), int(record.config["data"]["width"]))
+        _write_folder(target, _folder_writers(model, state, metadata, card, size))
+    copy, _ = open_model(str(target))
+    return largest_difference(model, copy)
+
+
+@torch.no_grad()
+def largest_difference(a: DepthAnythingV2, b: DepthAnythingV2) -> float:
+    """The largest difference between two models' predictions for a rendered room, in their units.
+
+    Raises:
+        UserError: the models predict different quantities.
+    """
+    if a.units != b.units:
+        raise UserError(
+            f"one model predicts {a.units} and the other {b.units}; compare models of one kind"
+        )
+    image = probe_image()
+    return float((a.eval()(image) - b.eval()(image)).abs().max())
+
+
+def _file_writers(
+    target: Path, state: Mapping[str, Tensor], metadata: dict[str, str], card: str
+) -> Writers:
+    writers: Writers = {}
+    beside = target.with_suffix(".md")
+    # NAME.pth and NAME.safetensors of one model share their card.
+    if not beside.exists() or beside.read_text("utf-8") != card:
+        writers[beside] = lambda path: path.write_text(card, "utf-8")
+    if target.suffix == ".safetensors":
+        writers[target] = lambda path: safetensors.torch.save_file(dict(state), path, metadata)
+    else:
+        writers[target.with_suffix(".json")] = lambda path: write_json(path, metadata)
+        writers[target] = lambda path: torch.save(dict(state), path)
+    return writers
+
+
+def _folder_writers(
+    model: DepthAnythingV2,
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    card: str,
+    size: tuple[int, int],
+) -> Writers:
+    """By the names inside the folder; the header of transformers has to say ``pt``."""
+    config, header = model_config(model), {**metadata, "format": "pt"}
+    return {
+        Path("README.md"): lambda path: path.write_text(card, "utf-8"),
+        Path(CONFIG): lambda path: write_json(path, config),
+        Path(PREPROCESSOR): lambda path: write_json(path, preprocessor_config(*size)),
+        Path(WEIGHTS): lambda path: safetensors.torch.save_file(
+            to_huggingface(state), path, header
+        ),
+    }
+
+
+def _write_files(writers: Writers) -> None:
+    if existing := [str(path) for path in writers if path.exists()]:
+        raise UserError(f"{', '.join(existing)} would be overwritten; choose another name")
+    for path in writers:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_together(writers)
+
+
+def _write_folder(folder: Path, writers: Writers) -> None:
+    if folder.exists():
+        raise UserError(f"{folder} would be overwritten; choose another name")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        write_together({temporary / name: write for name, write in writers.items()})
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

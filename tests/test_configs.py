@@ -1,0 +1,99 @@
+"""Every ready config: its header, and a model and optimiser built from it without memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatdepth.cli import parse_config
+from flatdepth.config import TrainConfig
+from flatdepth.lora import add_lora
+from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, freeze
+from flatdepth.optim import make_optimizer
+from flatdepth.train import accumulation_steps
+from tests.conftest import REPOSITORY
+
+FILES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+GPU_FILES = [path for path in FILES if path.stem.startswith(("vits_", "vitb_", "vitl_"))]
+
+# What is trained, counted from the facts of the official models: encoder and head sizes without the
+# five unused tensors (encoder - d, head - 2 * (9 f^2 + f)).
+ALL = {
+    "vits": 22_056_576 - 384 + 2_728_513 - 2 * (9 * 64**2 + 64),
+    "vitb": 86_580_480 - 768 + 10_890_305 - 2 * (9 * 128**2 + 128),
+    "vitl": 304_368_640 - 1024 + 30_947_009 - 2 * (9 * 256**2 + 256),
+}
+HEAD = {
+    "vits": 2_728_513 - 2 * (9 * 64**2 + 64),
+    "vitl": 30_947_009 - 2 * (9 * 256**2 + 256),
+}
+# norms 2 * 2 d, layer scales 2 d, biases 9 d, matrices 12 d^2
+BLOCK_S = 2 * 2 * 384 + 2 * 384 + 9 * 384 + 12 * 384**2
+STEM_S = 384 + 1370 * 384 + 3 * 14 * 14 * 384 + 384
+RANK = 16
+ADAPTERS_L = 24 * RANK * (1024 + 3072 + 1024 + 1024 + 1024 + 4096 + 4096 + 1024)
+EXPECTED = {
+    "vits_indoor": ALL["vits"],
+    "vits_outdoor": ALL["vits"],
+    "vits_relative": ALL["vits"],
+    "vitb_indoor": ALL["vitb"],
+    "vitl_8gb": ALL["vitl"],
+    "vitl_4gb": ALL["vitl"],
+    "vitl_lora": HEAD["vitl"] + ADAPTERS_L,
+    "vits_head_only": HEAD["vits"],
+    "vits_encoder_frozen": HEAD["vits"],
+    "vits_first_blocks_frozen": ALL["vits"] - STEM_S - 8 * BLOCK_S,
+}
+
+
+def read(path: Path) -> TrainConfig:
+    return parse_config(TrainConfig, [f"--config={path}"], prog="train.py", description=None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_builds_its_model_and_optimiser(path: Path) -> None:
+    config = read(path)
+    chosen = config.model
+    with torch.device("meta"):
+        model = DepthAnythingV2(chosen.encoder, kind=chosen.kind, max_depth_m=chosen.max_depth_m)
+        freeze(model, chosen.freeze, chosen.frozen_blocks)
+        if chosen.lora_rank:
+            add_lora(model, rank=chosen.lora_rank, alpha=chosen.lora_alpha)
+    optimizer = make_optimizer(model, config.optim, torch.device("cpu"))
+    trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == EXPECTED.get(path.stem, trained)
+    assert accumulation_steps(config, 1) * config.micro_batch == config.batch
+
+
+def test_every_expectation_is_of_a_file() -> None:
+    assert {path.stem for path in GPU_FILES} == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("path", GPU_FILES, ids=lambda path: path.stem)
+def test_its_header_says_how_to_run_it_and_its_weights_are_of_its_kind(path: Path) -> None:
+    config = read(path)
+    header = path.read_text().split("name:")[0]
+    for part in (f"--config configs/{path.name}", "Hardware:", "Expected memory:", "Licence"):
+        assert part in header, part
+    if config.optim.kind == "adamw8bit":
+        assert "'.[8bit]'" in header
+    if config.model.lora_rank:
+        assert "'.[lora]'" in header
+    checkpoint = config.model.checkpoint
+    assert checkpoint is not None and checkpoint.endswith(f"{config.model.encoder}.pth")
+    if config.model.head == "keep":
+        official = {"metric_hypersim": 20.0, "metric_vkitti": 80.0}
+        depth = next((d for name, d in official.items() if name in checkpoint), None)
+        assert (config.model.kind == "metric") == (depth is not None)
+        assert depth in (None, config.model.max_depth_m)
+
+
+def test_the_8_and_4_gb_recipes_save_memory_as_they_say() -> None:
+    eight, four = (read(REPOSITORY / "configs" / f"vitl_{n}gb.yaml") for n in (8, 4))
+    for config in (eight, four):
+        assert config.precision == "fp16"
+        assert (config.batch, config.micro_batch) == (16, 1)
+        assert config.model.freeze == "none" and ENCODERS[config.model.encoder].depth == 24
+    assert (eight.optim.kind, eight.model.checkpointing) == ("adamw", "encoder")
+    assert (four.optim.kind, four.model.checkpointing) == ("adamw8bit", "encoder+head")

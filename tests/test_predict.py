@@ -1,0 +1,776 @@
+"""Prediction: sizes, batches, tiles, doubts, every output file, 200 damaged inputs, the command."""
+
+import io
+import json
+import math
+import runpy
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pillow_heif
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from flatdepth.errors import UserError
+from flatdepth.models.checkpoint import save_weights
+from flatdepth.models.depth_anything import DepthAnythingV2, Kind
+from flatdepth.outputs import depth_codes
+from flatdepth.predict import (
+    MOST_ASPECT,
+    PredictOptions,
+    Summary,
+    choose_camera,
+    doubt,
+    network_size,
+    plan_inputs,
+    predict_files,
+    predict_inverse,
+    predict_tiled,
+)
+from tests.conftest import REPOSITORY
+from tests.test_pointcloud import read_ply
+
+pillow_heif.register_heif_opener()
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Stub:
+    """A network that is any function of the image; it remembers the shapes it was given."""
+
+    function: Callable[[Tensor], Tensor]
+    kind: Kind = "metric"
+    max_depth_m: float = 20.0
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        self.seen.append(tuple(image.shape))
+        return self.function(image)
+
+
+def brightness_as_depth(image: Tensor) -> Tensor:
+    """1 m where black, 5 m where white."""
+    return 1 + 4 * image.mean(1, keepdim=True)
+
+
+def photo(path: Path, height: int = 20, width: int = 28, seed: int = 0, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(image).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def run(
+    folder: Path, out: Path, model: Stub | None = None, *arguments: str, **options: object
+) -> Summary:
+    chosen = PredictOptions(**{"size": 14, **options})  # type: ignore[arg-type]
+    return predict_files(
+        model or Stub(brightness_as_depth),
+        plan_inputs(list(arguments) or [str(folder)], out, chosen),
+        out,
+        chosen,
+        device=CPU,
+        checkpoint="weights/final.safetensors",
+    )
+
+
+# Sizes.
+
+
+@settings(deadline=None)
+@given(
+    height=st.integers(1, 9000), width=st.integers(1, 9000), size=st.sampled_from([14, 112, 518])
+)
+def test_the_shorter_side_becomes_the_size(height: int, width: int, size: int) -> None:
+    rows, columns = network_size(height, width, size)
+    assert rows % 14 == 0 and columns % 14 == 0
+    short, long = sorted((rows, columns))
+    assert (short == columns) == (width <= height) or short == long
+    aspect = max(height, width) / min(height, width)
+    if aspect <= MOST_ASPECT:
+        assert short == size
+        assert abs(long - size * aspect) <= 7 + 1e-6
+    else:
+        assert long == MOST_ASPECT * size
+        assert abs(short - MOST_ASPECT * size / aspect) <= 7 + 1e-6 or short == 14
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2), (20, 28), (301, 77)])
+def test_any_size_and_aspect_comes_out_as_it_went_in(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    photo(tmp_path / "in" / "a.png", *shape)
+    out = tmp_path / "out"
+    summary = run(tmp_path / "in", out, write=("depth", "npy", "colour", "side", "ply"))
+    assert not summary.skipped
+    height, width = shape
+    assert np.load(out / "a_depth.npy").shape == shape
+    assert pixels(out / "a_depth.png").shape == shape
+    colours, side = pixels(out / "a_colour.png"), pixels(out / "a_side.png")
+    assert colours.shape == (*shape, 3)
+    assert side.shape[0] == height and side.shape[1] > 2 * width
+    np.testing.assert_array_equal(side[:, :width], pixels(tmp_path / "in" / "a.png"))
+    np.testing.assert_array_equal(side[:, -width:], colours)
+
+
+def test_planes_survive_the_way_to_the_input_size() -> None:
+    """A plane is affine in inverse depth; bilinear enlargement of depth itself would bend it."""
+    rows, columns = 28, 42
+    v, u = torch.meshgrid(torch.linspace(0, 1, rows), torch.linspace(0, 1, columns), indexing="ij")
+    inverse = 0.2 + 0.5 * u + 0.3 * v
+    model = Stub(lambda image: (1 / inverse).expand(len(image), 1, rows, columns))
+    image = np.zeros((133, 201, 3), np.uint8)
+    found = predict_inverse(model, [image], (rows, columns), CPU)[0]
+    v_out, u_out = np.meshgrid(np.linspace(0, 1, 133), np.linspace(0, 1, 201), indexing="ij")
+    np.testing.assert_allclose(found, 0.2 + 0.5 * u_out + 0.3 * v_out, rtol=2e-6)
+
+
+def test_the_network_itself_is_called_as_in_training() -> None:
+    """Without a change of size, the prediction is the model's own output on the image."""
+    torch.manual_seed(0)
+    model = DepthAnythingV2("vitt", kind="metric", max_depth_m=10).eval()
+    image = np.random.default_rng(0).integers(0, 256, (42, 56, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(image).movedim(-1, 0)[None].float() / 255)[0, 0].numpy()
+    found = predict_inverse(model, [image], (42, 56), CPU)[0]
+    np.testing.assert_allclose(1 / found, expected, rtol=1e-5)
+
+
+# Batches.
+
+
+def test_images_of_one_network_size_share_a_batch(tmp_path: Path) -> None:
+    for number in range(5):
+        photo(tmp_path / "in" / f"a{number}.png", 20, 28, seed=number)
+        photo(tmp_path / "in" / f"b{number}.png", 40, 56, seed=number)
+        photo(tmp_path / "in" / f"c{number}.png", 28, 20, seed=number)
+    model = Stub(brightness_as_depth)
+    summary = run(tmp_path / "in", tmp_path / "out", model, batch=4, size=28)
+    assert len(summary.written) == 15
+    assert sorted(shape[0] for shape in model.seen) == [1, 2, 4, 4, 4]
+
+
+def test_a_batch_predicts_what_single_images_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DepthAnythingV2("vitt", kind="relative").eval()
+    for number in range(3):
+        photo(tmp_path / "in" / f"{number}.png", 30 + number, 42, seed=number)
+    for batch in (1, 3):
+        options = PredictOptions(size=28, batch=batch, write=("npy",))
+        out = tmp_path / str(batch)
+        inputs = plan_inputs([str(tmp_path / "in")], out, options)
+        predict_files(model, inputs, out, options, device=CPU, checkpoint="")
+    for number in range(3):
+        one, three = (np.load(tmp_path / batch / f"{number}_depth.npy") for batch in ("1", "3"))
+        np.testing.assert_allclose(one, three, rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(sizes=st.lists(st.sampled_from([(20, 28), (28, 20), (14, 56), (9, 9)]), max_size=12))
+def test_every_input_is_done_once_whatever_the_sizes(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("sizes")
+    photo(folder / "in" / "first.png")
+    for number, size in enumerate(sizes):
+        photo(folder / "in" / f"{number}.png", *size)
+    summary = run(folder / "in", folder / "out", batch=2)
+    done = [item.source.name for item in summary.written]
+    assert sorted(done) == sorted(["first", *map(str, range(len(sizes)))])
+
+
+# Tiles.
+
+
+def ramp_image(height: int, width: int) -> np.ndarray:
+    v, u = np.meshgrid(np.linspace(0, 255, height), np.linspace(0, 255, width), indexing="ij")
+    return np.stack([u, v, 0.5 * u + 0.25 * v], axis=-1).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["metric", "relative"])
+@pytest.mark.parametrize("shape", [(150, 230), (97, 300), (260, 131), (30, 400)])
+def test_tiles_of_a_linear_network_give_the_whole(kind: Kind, shape: tuple[int, int]) -> None:
+    """Inverse depth linear in the image, each call with a scale and shift of its own.
+
+    Tiles then differ from the whole by the rounding of the image to 8 bits (half a code of each
+    channel) and, within two pixels of the whole's own input, by its resampling at the border.
+    """
+    gauge = np.random.default_rng(0)
+
+    def linear(image: Tensor) -> Tensor:
+        inverse = 0.5 + (image * torch.tensor([0.4, 0.3, 0.3]).view(1, 3, 1, 1)).sum(1, True)
+        if image.shape[-2:] == (56, 56):  # a tile
+            scale, shift = gauge.uniform(0.5, 2), gauge.uniform(0, 0.5)
+            inverse = scale * inverse + shift
+        return 1 / inverse if kind == "metric" else inverse
+
+    model = Stub(linear, kind)
+    image = ramp_image(*shape)
+    whole = predict_inverse(model, [image], network_size(*shape, 56), CPU)[0]
+    tiled = predict_tiled(model, image, PredictOptions(size=56, batch=3), CPU)
+    assert len(model.seen) > 3
+    margin = math.ceil(2 * max(shape) / max(network_size(*shape, 56)))
+    inner = (slice(margin, -margin), slice(margin, -margin))
+    assert np.abs(tiled - whole)[inner].max() < 1.5 / 255
+    assert np.abs(tiled - whole).max() < 4 * margin / 56
+    # The same ramp without tiles has steps of one code per channel; seams would add to them.
+    for axis in (0, 1):
+        assert np.abs(np.diff(tiled, axis=axis)).max() < 1 / min(shape) + 1.5 / 255
+
+
+def test_tiles_bring_detail_that_the_whole_cannot_resolve() -> None:
+    """Stripes of one pixel on a ramp are gone at a quarter of the resolution, and must be back."""
+    ramp = ramp_image(224, 224)[..., :1].repeat(3, axis=2)
+    stripes = 40 * (np.arange(224) % 2)[None, :, None]
+    image = (ramp * 0.8 + stripes).astype(np.uint8)
+    model = Stub(lambda x: 0.2 + x.mean(1, keepdim=True), "relative")
+    truth = 0.2 + image[..., 0] / 255
+    options = PredictOptions(size=56)
+    whole = predict_inverse(model, [image], (56, 56), CPU)[0]
+    tiled = predict_tiled(model, image, options, CPU)
+    assert np.abs(whole - truth).mean() > 0.05
+    assert np.abs(tiled - truth).mean() < 0.01
+
+
+def test_an_image_seen_whole_needs_no_tiles() -> None:
+    model = Stub(brightness_as_depth)
+    image = ramp_image(50, 56)
+    tiled = predict_tiled(model, image, PredictOptions(size=56), CPU)
+    assert len(model.seen) == 1
+    np.testing.assert_array_equal(tiled, predict_inverse(model, [image], (56, 70 - 7 - 7), CPU)[0])
+
+
+def test_tiled_depth_stays_in_the_range_of_the_network() -> None:
+    """Tiles that reach beyond the fitted line end at the greatest depth, never behind it."""
+
+    def spiky(image: Tensor) -> Tensor:
+        depth = brightness_as_depth(image)
+        if image.shape[-2:] == (28, 28):
+            depth[..., ::9, ::9] = 1e9
+        return depth
+
+    model = Stub(spiky, max_depth_m=6.0)
+    tiled = predict_tiled(model, ramp_image(90, 100), PredictOptions(size=28), CPU)
+    assert np.isfinite(tiled).all() and (1 / tiled).max() <= 6.0 * (1 + 1e-6)
+
+
+# Doubts.
+
+
+def flat(value: float) -> np.ndarray:
+    return np.full((20, 30), value, np.float32)
+
+
+def spread(low: float, high: float) -> np.ndarray:
+    return np.linspace(low, high, 600, dtype=np.float32).reshape(20, 30)
+
+
+@pytest.mark.parametrize(
+    ("inverse", "kind", "fix"),
+    [
+        (spread(1 / 5, 1 / 0.8), "metric", None),
+        (spread(1 / 19.9, 1 / 3), "metric", None),
+        (1 / spread(2.5, 2.8), "metric", None),
+        (flat(1 / 20), "metric", "add --kind relative"),
+        (1 / spread(18, 20), "metric", "add --max_depth_m"),
+        (flat(0.4), "metric", "nearly constant"),
+        (spread(0.0, 8), "relative", None),
+        (flat(0.0), "relative", "add --kind metric"),
+        (np.maximum(spread(-9, 1), 0), "relative", "0 for most pixels"),
+        (flat(3.0), "relative", "nearly constant"),
+    ],
+)
+def test_misread_weights_are_doubted(inverse: np.ndarray, kind: Kind, fix: str | None) -> None:
+    found = doubt(inverse, Stub(brightness_as_depth, kind))
+    assert found is None if fix is None else found is not None and fix in found
+
+
+def logits_as(kind: Kind, level: float) -> Stub:
+    """A network whose logits lie around ``level``, read as ``kind``, as the model's head does."""
+
+    def read(image: Tensor) -> Tensor:
+        logits = level + 2 * image.mean(1, keepdim=True)
+        return 20 * logits.sigmoid() if kind == "metric" else logits.relu()
+
+    return Stub(read, kind)
+
+
+def test_relative_weights_read_as_metric_are_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        photo(tmp_path / "in" / f"{number}.png", seed=number)
+    for kind, level, fix in (
+        ("metric", 8.0, "--kind relative"),
+        ("relative", -9.0, "--kind metric"),
+    ):
+        run(tmp_path / "in", tmp_path / kind, logits_as(kind, level))  # type: ignore[arg-type]
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1
+        assert errors[0].startswith("warning: ") and "0.png" in errors[0] and fix in errors[0]
+    for kind, level in (("metric", -2.6), ("relative", 3.0)):
+        run(tmp_path / "in", tmp_path / f"{kind}2", logits_as(kind, level))  # type: ignore[arg-type]
+        assert capsys.readouterr().err == ""
+
+
+def test_a_prediction_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    for value in (math.nan, math.inf):
+        model = Stub(lambda x, value=value: torch.full_like(x[:, :1], value), "relative")
+        summary = run(tmp_path / "in", tmp_path / "out", model)
+        assert [str(item.reason) for item in summary.skipped] == [
+            "the prediction is not finite; try --device cpu"
+        ]
+        assert not list((tmp_path / "out").iterdir())
+
+
+# Files.
+
+
+@settings(deadline=None)
+@given(low=st.floats(0.002, 30), span=st.floats(0.01, 100), unit=st.sampled_from(["mm", "cm"]))
+def test_metric_codes_are_off_by_half_a_unit_at_most(low: float, span: float, unit: str) -> None:
+    depth = np.linspace(low, low + span, 60, dtype=np.float32).reshape(6, 10)
+    codes, scale, offset = depth_codes(depth, "metric", unit)  # type: ignore[arg-type]
+    assert (scale, offset) == ({"mm": 0.001, "cm": 0.01}[unit], 0)
+    in_reach = depth < 65535 * scale
+    decoded = codes * scale
+    assert np.abs(decoded - depth)[in_reach & (depth > scale)].max(initial=0) <= scale * 0.501
+    assert (codes[~in_reach] == 65535).all()
+    assert codes.min() >= 1
+
+
+def test_relative_codes_span_the_whole_range() -> None:
+    inverse = np.random.default_rng(0).uniform(0.3, 41, (30, 40)).astype(np.float32)
+    codes, scale, offset = depth_codes(inverse, "relative", "mm")
+    assert (codes.min(), codes.max()) == (0, 65535)
+    np.testing.assert_allclose(codes * scale + offset, inverse, atol=0.51 * scale)
+    constant, scale, offset = depth_codes(flat(2.0), "relative", "mm")
+    assert (constant * scale + offset == 2.0).all()
+
+
+@pytest.mark.parametrize("kind", ["metric", "relative"])
+def test_depth_files_say_the_same(tmp_path: Path, kind: Kind) -> None:
+    photo(tmp_path / "in" / "a.png", 28, 42)
+    out = tmp_path / "out"
+    run(tmp_path / "in", out, Stub(brightness_as_depth, kind), write=("depth", "npy"))
+    values = np.load(out / "a_depth.npy")
+    assert values.dtype == np.float32
+    with Image.open(out / "a_depth.png") as image:
+        assert image.mode == "I;16"
+        codes = np.asarray(image)
+    about = json.loads((out / "a_depth.json").read_text())
+    assert (about["image"], about["checkpoint"]) == ("a.png", "final.safetensors")
+    assert (about["width"], about["height"], about["kind"]) == (42, 28, kind)
+    assert (about["smallest"], about["largest"]) == (values.min(), values.max())
+    decoded = codes * about["png"]["scale"] + about["png"]["offset"]
+    np.testing.assert_allclose(decoded, values, atol=0.51 * about["png"]["scale"])
+
+
+def test_depth_beyond_the_codes_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        photo(tmp_path / "in" / f"{number}.png", seed=number)
+    far = Stub(lambda x: 120 * x.mean(1, keepdim=True).clamp_min(0.01), max_depth_m=150)
+    run(tmp_path / "in", tmp_path / "mm", far)
+    errors = capsys.readouterr().err
+    assert errors.count("saturate") == 1
+    assert "beyond 65.535 m" in errors and "--png_unit cm" in errors
+    run(tmp_path / "in", tmp_path / "cm", far, png_unit="cm")
+    assert "saturate" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "cm" / "0_depth.json").read_text())["png"]["scale"] == 0.01
+
+
+def test_colours_are_warm_near_and_cold_far(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(ramp_image(28, 140)[..., :1].repeat(3, 2)).save(tmp_path / "in" / "a.png")
+    run(tmp_path / "in", tmp_path / "out", size=28)
+    colours = pixels(tmp_path / "out" / "a_colour.png").astype(int)
+    assert (colours[:, 5, 0] > colours[:, 5, 2] + 50).all()  # dark is near is red
+    assert (colours[:, -5, 2] > colours[:, -5, 0] + 50).all()
+
+
+def test_point_clouds_hold_the_depth_map(tmp_path: Path) -> None:
+    """Depth 1..5 m by brightness of a smooth image: all points there, at z = -depth, coloured."""
+    (tmp_path / "in").mkdir()
+    image = (ramp_image(42, 56) * 0.2 + 90).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "in" / "a.png")
+    intrinsics = (60.0, 50.0, 27.5, 22.5)
+    run(tmp_path / "in", tmp_path / "o", size=42, write=("npy", "ply"), intrinsics=intrinsics)
+    depth = np.load(tmp_path / "o" / "a_depth.npy").astype(np.float64).ravel()
+    comments, points, colours = read_ply((tmp_path / "o" / "a_points.ply").read_bytes())
+    assert any("intrinsics as given" in line for line in comments)
+    np.testing.assert_array_equal(colours, image.reshape(-1, 3))
+    v, u = np.divmod(np.arange(42 * 56), 56)
+    fx, fy, cx, cy = intrinsics
+    expected = np.stack([(u + 0.5 - cx) / fx * depth, -(v + 0.5 - cy) / fy * depth, -depth], axis=1)
+    np.testing.assert_allclose(points, expected, rtol=1e-5, atol=1e-6)
+    camera = json.loads((tmp_path / "o" / "a_depth.json").read_text())["camera"]
+    assert (camera["fx"], camera["fy"], camera["cx"], camera["cy"]) == intrinsics
+
+
+def test_edges_are_left_out_of_point_clouds(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    halves = np.zeros((56, 56, 3), np.uint8)
+    halves[:, 28:] = 255
+    Image.fromarray(halves).save(tmp_path / "in" / "a.png")
+    run(tmp_path / "in", tmp_path / "o", size=14, write=("ply",))  # enlarged four times
+    _, points, _ = read_ply((tmp_path / "o" / "a_points.ply").read_bytes())
+    z = -points[:, 2]
+    assert 0.6 * 56 * 56 < len(z) < 56 * 56
+    assert (np.isclose(z, 1, atol=0.1) | np.isclose(z, 5, atol=0.5)).all()
+
+
+def test_the_camera_comes_from_the_best_source() -> None:
+    given_K = choose_camera(900.0, 20, 30, PredictOptions(intrinsics=(1, 2, 3, 4)))
+    np.testing.assert_array_equal(given_K.K_px, [[1, 0, 3], [0, 2, 4], [0, 0, 1]])
+    by_fov = choose_camera(900.0, 20, 30, PredictOptions(fov_deg=90))
+    np.testing.assert_allclose(by_fov.K_px, [[15, 0, 15], [0, 15, 10], [0, 0, 1]])
+    by_exif = choose_camera(900.0, 20, 30, PredictOptions())
+    np.testing.assert_allclose(by_exif.K_px, [[900, 0, 15], [0, 900, 10], [0, 0, 1]])
+    assumed = choose_camera(None, 20, 30, PredictOptions())
+    assert assumed.K_px[0, 0] == pytest.approx(15 / math.tan(math.radians(30)))
+    origins = [camera.origin for camera in (given_K, by_fov, by_exif, assumed)]
+    assert len(set(origins)) == 4 and "assumed" in origins[-1]
+
+
+def test_nothing_of_the_metadata_travels_along(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = exif[0x013B] = "SECRET"
+    exif[0x0112] = 6
+    exif.get_ifd(0x8825)[1] = "N"
+    exif.get_ifd(0x8769)[0xA405] = 30
+    photo(
+        tmp_path / "in" / "a.jpg",
+        exif=exif,
+        comment=b"SECRET",
+        icc_profile=b"SECRET" * 30,
+        xmp=b"<x>SECRET</x>",
+    )
+    out = tmp_path / "out"
+    run(tmp_path / "in", out, write=("depth", "npy", "colour", "side", "ply"))
+    files = list(out.iterdir())
+    assert len(files) == 6
+    for path in files:
+        content = path.read_bytes()
+        assert b"SECRET" not in content and b"Exif" not in content, path.name
+        assert str(tmp_path).encode() not in content, path.name
+        if path.suffix == ".png":
+            assert png_chunks(content) == {b"IHDR", b"IDAT", b"IEND"}
+            with Image.open(path) as image:
+                assert image.height > image.width or "side" in path.name  # upright
+
+
+def png_chunks(content: bytes) -> set[bytes]:
+    kinds, at = set(), 8
+    while at < len(content):
+        (length,) = struct.unpack(">I", content[at : at + 4])
+        kinds.add(content[at + 4 : at + 8])
+        at += 12 + length
+    return kinds
+
+
+def test_equal_names_in_different_folders_do_not_collide(tmp_path: Path) -> None:
+    for number, name in enumerate(("p/1.png", "q/1.png", "q/1.jpg")):
+        photo(tmp_path / name, seed=number)
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "p" / "1.png"), str(tmp_path / "q")]
+    summary = run(tmp_path, out, None, *arguments, write=("npy",))
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*.npy")}
+    assert found == {"p/1_depth.npy", "q/1.png_depth.npy", "q/1.jpg_depth.npy"}
+    assert len({np.load(out / name).tobytes() for name in found}) == 3
+    assert str(summary) == f"3 predicted; outputs in {out}"
+
+
+def test_outputs_are_never_replaced_silently(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    photo(tmp_path / "in" / "b.png")
+    out = tmp_path / "out"
+    run(tmp_path / "in", out, write=("colour",))
+    before = (out / "a_colour.png").read_bytes()
+    brighter = Stub(lambda x: 7 - brightness_as_depth(x))
+    with pytest.raises(UserError, match=r"a_colour\.png and 1 more .* add --overwrite"):
+        run(tmp_path / "in", out, brighter, write=("side", "colour"))
+    assert not list(out.glob("*_side.png"))
+    assert (out / "a_colour.png").read_bytes() == before
+    run(tmp_path / "in", out, brighter, write=("colour",), overwrite=True)
+    assert (out / "a_colour.png").read_bytes() != before
+
+
+def test_an_output_folder_that_cannot_be_is_a_mistake(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        run(tmp_path / "in", tmp_path / "file" / "out")
+
+
+def test_point_clouds_need_metric_depth(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    with pytest.raises(UserError, match="take metric weights for point clouds"):
+        run(tmp_path / "in", tmp_path / "o", Stub(brightness_as_depth, "relative"), write=("ply",))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 500}, "--size: expected a positive multiple of 14, got 500; the nearest is 504"),
+        ({"size": 0}, "--size"),
+        ({"batch": 0}, "--batch: expected at least 1"),
+        ({"fov_deg": 180.0}, "--fov: expected degrees between 0 and 180"),
+        ({"fov_deg": 60.0, "intrinsics": (1.0, 1.0, 1.0, 1.0)}, "--fov: --intrinsics says"),
+        ({"intrinsics": (0.0, 1.0, 1.0, 1.0)}, "--intrinsics: expected focal lengths above 0"),
+        ({"prune": 0.0}, "--prune: expected a share above 0"),
+        ({"write": ()}, "--write: expected some of depth, npy"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        PredictOptions(**options)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+# Damage.
+
+
+def encoded(kind: str, seed: int) -> bytes:
+    image = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def announced(width: int, height: int) -> dict[str, bytes]:
+    """Files that announce a size and hold next to nothing."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    check = struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head + check
+    bmp = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 60, 0, 0, 54, 40, width, height, 1, 24, *[0] * 6)
+    ppm = f"P6 {width} {height} 255 ".encode()
+    return {"png": png + b"\x00" * 40, "bmp": bmp + b"\x00" * 9, "ppm": ppm + b"\x00" * 9}
+
+
+def damaged_files() -> dict[str, bytes]:
+    """200 files that hold no usable picture, by name."""
+    draw = np.random.default_rng(7)
+    files: dict[str, bytes] = {}
+    suffixes = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "HEIF": "heic", "TIFF": "tif"}
+    suffixes |= {"BMP": "bmp", "PPM": "ppm"}
+    for kind, suffix in suffixes.items():
+        for number in range(16):
+            content = encoded(kind, number)
+            cut = int(draw.uniform(0.005, 0.9) * len(content))
+            files[f"truncated{number}.{suffix}"] = content[:cut]
+        files[f"empty.{suffix}"] = b""
+        files[f"zeros.{suffix}"] = bytes(5000)
+        for number in range(3):
+            files[f"random{number}.{suffix}"] = draw.bytes(2000)
+        files[f"headless{suffix}.{suffix}"] = encoded(kind, 0)[40:]
+    gif = encoded("GIF", 0)
+    floats = io.BytesIO()
+    Image.fromarray(np.ones((9, 9), np.float32)).save(floats, "TIFF")
+    others = [
+        b"%PDF-1.7\n1 0 obj\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"PK\x03\x04" * 99,
+    ]
+    others += [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"#!/bin/sh\nexit 1\n"]
+    others += [gif, floats.getvalue(), b"\x93NUMPY\x01\x00", "Ümläute\n".encode(), b"\n" * 10]
+    files |= {f"other{number}.jpg": content for number, content in enumerate(others)}
+    for width, height in ((60_000, 60_000), (2**30, 2**30), (9000, 9000), (2**31 - 1, 1)):
+        for suffix, content in announced(width, height).items():
+            files[f"huge{width}x{height}.{suffix}"] = content
+    files["odd\nname\x1b[31m.png"] = b"junk"
+    for number in range(200 - len(files)):
+        files[f"cut{number}.jpg"] = encoded("JPEG", 50 + number)[: 30 + 20 * number]
+    assert len(files) == 200
+    return files
+
+
+def good_files(folder: Path) -> int:
+    """Pictures in unusual modes and formats, all of them fine."""
+    draw = np.random.default_rng(3)
+    grey = draw.integers(0, 256, (30, 40), dtype=np.uint8)
+    colour = Image.fromarray(draw.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    rgba = colour.copy()
+    rgba.putalpha(Image.fromarray(grey))
+    palette = colour.quantize(16)
+    pictures: dict[str, Image.Image] = {
+        "bits.png": Image.fromarray(grey).convert("1"),
+        "grey.jpg": Image.fromarray(grey),
+        "grey16.png": Image.fromarray(grey.astype(np.uint16) * 257),
+        "grey16.tif": Image.fromarray(grey.astype(np.uint16) * 257),
+        "grey32.tif": Image.fromarray(grey.astype(np.int32) * 257),
+        "grey_alpha.png": Image.fromarray(grey).convert("LA"),
+        "palette.png": palette,
+        "rgba.png": rgba,
+        "rgba.webp": rgba,
+        "rgba.tif": rgba,
+        "cmyk.jpg": colour.convert("CMYK"),
+        "cmyk.tif": colour.convert("CMYK"),
+        "ycc.tif": colour.convert("YCbCr"),
+        "lab.tif": colour.convert("YCbCr"),
+        "photo.heic": colour,
+        "photo.mpo": colour,
+        "photo.bmp": colour,
+        "photo.ppm": colour,
+        "UPPER.JPG": colour,
+    }
+    for name, picture in pictures.items():
+        picture.save(folder / name)
+    palette.save(folder / "see_through.png", transparency=3)
+    colour.save(folder / "progressive.jpg", progressive=True, exif=b"Exif\x00\x00junk")
+    return len(pictures) + 2
+
+
+def test_200_damaged_inputs_are_named_and_the_good_ones_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, content in damaged_files().items():
+        (folder / name).write_bytes(content)
+    good = good_files(folder)
+    summary = run(folder, tmp_path / "out", write=("npy",))
+    assert len(summary.written) == good
+    assert len(list((tmp_path / "out").glob("*.npy"))) == good
+    assert {item.source.path.name for item in summary.skipped} == set(damaged_files())
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 200
+    for line, item in zip(lines, summary.skipped, strict=True):
+        assert line == str(item)
+        assert line.isprintable() and line.endswith("; skipped")
+        assert " object at 0x" not in line and len(item.reason) > 15, line
+    assert f"{good} predicted, 200 skipped" in str(summary)
+
+
+def test_flipped_bits_never_stop_the_run(tmp_path: Path) -> None:
+    """Whether a flipped bit does harm depends on where; the file is done or named, never lost."""
+    draw = np.random.default_rng(11)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for kind in ("JPEG", "PNG", "WEBP", "HEIF", "TIFF", "BMP"):
+        for number in range(15):
+            content = bytearray(encoded(kind, number))
+            for place in draw.integers(0, min(len(content), 400), 4):
+                content[place] ^= 1 << int(draw.integers(8))
+            (folder / f"{kind}{number}.png").write_bytes(content)
+    summary = run(folder, tmp_path / "out", write=("npy",))
+    assert len(summary.written) + len(summary.skipped) == 90
+    assert len(summary.skipped) > 10
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = DepthAnythingV2("vitt", kind="metric", max_depth_m=8)
+    return save_weights(model, tmp_path_factory.mktemp("weights") / "final")[1]
+
+
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the predict.py command."""
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(REPOSITORY / "tools" / "predict.py"), run_name="__main__")
+    captured = capsys.readouterr()
+    return int(caught.value.code or 0), captured.out, captured.err
+
+
+def test_the_command_from_weights_to_files(
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photo(tmp_path / "in" / "a.png")
+    photo(tmp_path / "b.png")
+    out = tmp_path / "out"
+    options = ["--checkpoint", weights, "--size", 28, "--device", "cpu", "--tiles"]
+    code, text, errors = command(
+        monkeypatch,
+        capsys,
+        tmp_path / "in",
+        *options,
+        "--out",
+        out,
+        "--write",
+        "depth,ply",
+        "--intrinsics=20,20,14,10",
+        tmp_path / "b.png",
+    )
+    assert (code, text) == (0, f"2 predicted; outputs in {out}\n"), errors
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.*")} == {
+        f"{name}_{product}"
+        for name in ("in/a", "b")
+        for product in ("depth.png", "depth.json", "points.ply")
+    }
+    assert "loaded 155 of 155 tensors" in errors
+
+
+def test_skipped_inputs_show_in_the_exit_code(
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photo(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"junk")
+    options = ["--checkpoint", weights, "--size", 14, "--device", "cpu", "--out", tmp_path / "o"]
+    code, text, errors = command(monkeypatch, capsys, tmp_path / "in", *options)
+    assert code == 1
+    assert text.startswith("1 predicted, 1 skipped")
+    assert "bad.jpg: the file is damaged or not an image" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required"),
+        (["--checkpoint", "W"], "required"),
+        (["IN", "--checkpoint", "nowhere.pth", "--out", "O"], "nowhere.pth"),
+        (["nowhere.jpg", "--checkpoint", "W", "--out", "O"], "nowhere.jpg: no such file"),
+        (["IN", "--checkpoint", "W", "--out", "IN"], "--out"),
+        (["IN", "--checkpoint", "W", "--out", "O", "--write", "depht"], "got 'depht'"),
+        (["IN", "--checkpoint", "W", "--out", "O", "--intrinsics", "1,2"], "expected FX,FY,CX,CY"),
+        (["IN", "--checkpoint", "W", "--out", "O", "--size", "500"], "the nearest is 504"),
+        (["IN", "--checkpoint", "W", "--out", "O", "--overwrit"], "--overwrit"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    photo(tmp_path / "in" / "a.png")
+    places = {"W": weights, "O": tmp_path / "out", "IN": tmp_path / "in"}
+    monkeypatch.chdir(tmp_path)
+    code, text, errors = command(
+        monkeypatch, capsys, *(places.get(argument, argument) for argument in arguments)
+    )
+    assert (code, text) == (2, "")
+    last = errors.splitlines()[-1]
+    assert last.startswith("error: ") and message in last, errors
+    assert "Traceback" not in errors
