@@ -36,6 +36,9 @@ class SetConfig:
     """Directory or URL of a shard set (with its index.json), as written by tools/pack.py."""
     weight: float = 1.0
     """Relative share of the samples that come from this set."""
+    val_scenes: list[str] = field(default_factory=list)
+    """Scenes of this set to validate on, by name. If any set names some, they are all that is held
+    out: official parts (but `test`) and `data.val_share` do not count then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +193,8 @@ class PasteConfig:
     """Largest darkening of the wall beside a hung paste by its shadow; 0: the wall is untouched."""
     match_light: float = 1.0
     """How far brightness, colour cast and falloff follow the wall's, from 0 (not) to 1."""
+    match_sensor: float = 1.0
+    """How far sharpness and noise follow the photograph's, from 0 (not) to 1."""
     thickness_m: tuple[float, float] = (0.01, 0.05)
     """Range of the distance between a hung paste's surface and its wall, in metres; 2 % of the
     depth at most."""
@@ -227,6 +232,7 @@ class PasteConfig:
             "worn",
             "shadow",
             "match_light",
+            "match_sensor",
         ):
             _require_share(f"paste.{name}", getattr(self, name))
         _require(

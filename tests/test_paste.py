@@ -15,6 +15,7 @@ from flatdepth.augment.layout import Paste, plan_pastes
 from flatdepth.augment.looks import Kind
 from flatdepth.augment.reference import paste_reference
 from flatdepth.augment.rng import Draws
+from flatdepth.augment.sensor import sharpness_and_noise
 from flatdepth.augment.stylise import Style
 from flatdepth.augment.texture import CHANNELS, draw_textures, look_row
 from flatdepth.augment.thin import ThinView, thin_view
@@ -22,6 +23,7 @@ from flatdepth.config import ContentShares, LayoutShares, PasteConfig, PasteStag
 from flatdepth.errors import UserError
 from flatdepth.geometry import Rectangle, View, edge_lines, pixel_rays, project, quad_area
 from flatdepth.types import Batch, Frame, Region
+from tests.stress_paste import check
 
 HEIGHT, WIDTH = 140, 196
 RANGE_M = (0.1, 20.0)
@@ -132,6 +134,7 @@ def plain(one: Paste, **changes: object) -> Paste:
         style=Style.NONE,
         blur_px=0.0,
         dust=0.0,
+        sharpness_px=0.0,
         noise=0.0,
     )
     return dataclasses.replace(one, look=look, **changes)
@@ -535,7 +538,7 @@ def texture_of(shape: str) -> tuple[torch.Tensor, Paste]:
     (one,) = plan(wall_frame(0), 4, config)
     one = plain(one, picture_px=(240, 200))
     row = torch.from_numpy(look_row(one)[None]).float()
-    blank = torch.zeros(1, 3, 206, 246, dtype=torch.uint8)
+    blank = torch.zeros(1, 4, 206, 246, dtype=torch.uint8)
     texture = draw_textures(blank, row)
     assert texture.shape == (1, CHANNELS, 206, 246)
     return texture[0, 3], one
@@ -567,11 +570,17 @@ def test_polygons_have_the_area_of_their_kind() -> None:
             continue
         one = plain(one, picture_px=(240, 200))
         row = torch.from_numpy(look_row(one)[None]).float()
-        texture = draw_textures(torch.zeros(1, 3, 206, 246, dtype=torch.uint8), row)
+        texture = draw_textures(torch.zeros(1, 4, 206, 246, dtype=torch.uint8), row)
         area = float((texture[0, 3] + 0.5).clamp(0, 1).sum())
         assert abs(area / (expected[one.look.cut] * a * b) - 1) < 3e-3
         seen.add(one.look.cut)
     assert seen == set(expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**9))
+def test_extreme_frames_and_settings_break_nothing(seed: int) -> None:
+    check(seed)
 
 
 def test_legacy_depth_falls_linearly_from_the_deepest_corner() -> None:
@@ -639,3 +648,40 @@ def test_the_fast_stage_equals_the_slow_reference(seed: int) -> None:
     assert np.array_equal(after.valid[0, 0].numpy()[same], valid[same])
     ours = after.image[0].movedim(0, -1).numpy()
     np.testing.assert_allclose(ours[same], image[same], atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 0.8, 1.2, 1.8])
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_sharpness_and_noise_of_a_photograph_are_measured(sigma: float, noise: float) -> None:
+    rng = np.random.default_rng(5)
+    blocks = np.kron(rng.integers(40, 220, (16, 20)), np.ones((20, 20)))
+    blurred = torch.from_numpy(blocks)[None, None]
+    blurred = kornia.filters.gaussian_blur2d(blurred, (15, 15), (sigma, sigma))[0, 0].numpy()
+    noisy = blurred + rng.normal(0, noise, blocks.shape)
+    image = np.repeat(np.clip(np.round(noisy), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    found_sigma, found_noise = sharpness_and_noise(image)
+    assert abs(found_sigma / sigma - 1) < 0.2
+    assert abs(255 * found_noise - noise) < 0.4
+
+
+def test_a_paste_has_the_noise_of_its_photograph() -> None:
+    rng = np.random.default_rng(2)
+    frame = wall_frame(4, clutter=False, holes=False)
+    grey = np.clip(128 + rng.normal(0, 6, (HEIGHT, WIDTH, 1)), 0, 255).repeat(3, axis=2)
+    frame = dataclasses.replace(frame, image=grey.astype(np.uint8))
+    config = dataclasses.replace(
+        ALWAYS, max_pastes=1, layout=STANDING, content=PICTURES, framed=0.0, area=(0.4, 0.4)
+    )
+    (one,) = plan(frame, 3, dataclasses.replace(config, shape=RECTANGLES))
+    level = one.look.noise
+    assert abs(255 * level - 6) < 1
+    one = dataclasses.replace(plain(one), look=dataclasses.replace(plain(one).look, noise=level))
+    width, height = one.picture_px
+    content = dataclasses.replace(
+        make_content(one, frame, WHOLE, K, SOURCES),
+        picture=np.full((height, width, 3), 128, np.uint8),
+    )
+    _, after = shown_on([frame], [(one,)], [[content]])
+    shown = after.image[0, 0][(after.region == Region.ART)[0, 0]]
+    # a bilinear warp at about one texel per pixel leaves 2/3 of white noise's deviation
+    assert 0.5 * level < float(shown.std()) < 1.0 * level

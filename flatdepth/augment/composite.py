@@ -71,13 +71,14 @@ class PasteGroup:
 
     Attributes:
         images: which images.
-        content: (K * B, 3, h, w) uint8, the pictures on their canvases, layer by layer.
+        content: (K * B, 4, h, w) uint8, the pictures on their canvases and the grain, layer by
+            layer.
         looks: (K * B, C) float32, ``texture.look_row`` of each.
         layers: K layers.
     """
 
     images: slice
-    content: UInt8[Tensor, "n 3 h w"]
+    content: UInt8[Tensor, "n 4 h w"]
     looks: Float[Tensor, "n c"]
     layers: tuple[Layer, ...]
 
@@ -145,7 +146,8 @@ def _group(
     sizes = [canvas(paste) for plan in plans for paste in plan]
     slot = (max(size.height for size in sizes), max(size.width for size in sizes))
     count = depth * len(plans)
-    content = np.zeros((count, 3, *slot), dtype=np.uint8)
+    content = np.zeros((count, 4, *slot), dtype=np.uint8)
+    content[:, 3] = 128
     looks = np.zeros((count, len(COLUMNS)))
     looks[:, [COLUMNS.index(name) for name in ("half_x", "half_y", "shadow_soft")]] = 1.0
     layers = []
@@ -167,7 +169,10 @@ def _group(
                     ((size.pad_y, size.pad_y), (size.pad_x, size.pad_x), (0, 0)),
                     mode="edge",
                 )
-                content[place, :, : size.height, : size.width] = padded.transpose(2, 0, 1)
+                content[place, :3, : size.height, : size.width] = padded.transpose(2, 0, 1)
+            if own_content.grain is not None:
+                rows, columns = own_content.grain.shape
+                content[place, 3, :rows, :columns] = own_content.grain
     return PasteGroup(
         images=images,
         content=torch.from_numpy(content),
@@ -315,7 +320,7 @@ def paste(
     Outside the pastes depth and valid are bit-identical to the input, and so is the image where no
     shadow falls. A pixel belongs to a paste if its centre lies inside the projected outline and
     nothing of the scene is in front of it (sharp corners lose a fraction of a texel); the edge is
-    feathered inwards over one texel.
+    feathered inwards, as wide as the photograph's own edges are.
 
     Args:
         batch: float32 images and depth on any device.

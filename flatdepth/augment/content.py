@@ -17,6 +17,7 @@ from flatdepth.augment.layout import CONTRAST, Paste
 from flatdepth.augment.looks import Kind
 from flatdepth.augment.rng import Draws
 from flatdepth.augment.stylise import Style, stylise
+from flatdepth.augment.texture import canvas
 from flatdepth.geometry import View, project, view_depth
 from flatdepth.types import Frame
 
@@ -43,9 +44,12 @@ class Opening:
 class Content:
     """What a paste shows: ``picture`` of (height, width) = ``Paste.picture_px``, or an opening.
 
-    An empty frame, and an opening for which no scene fits, has neither.
+    An empty frame, and an opening for which no scene fits, has neither. ``grain`` is the
+    photograph's noise over the whole canvas, frame and mat included, 128 for none; None if it has
+    none.
     """
 
+    grain: UInt8[np.ndarray, "canvas_h canvas_w"] | None = None
     picture: UInt8[np.ndarray, "h w 3"] | None = None
     opening: Opening | None = None
 
@@ -67,21 +71,22 @@ def make_content(
     paste: Paste, frame: Frame, view: View, K_px: np.ndarray, sources: Sources
 ) -> Content:
     """Make what a paste into a view of ``frame`` with intrinsics ``K_px`` shows."""
+    grain = _grain(paste)
     match paste.kind:
         case Kind.EMPTY:
-            return Content()
+            return Content(grain=grain)
         case Kind.OPENING:
-            return Content(opening=_opening(paste, view, K_px, sources))
+            return Content(grain=grain, opening=_opening(paste, view, K_px, sources))
         case Kind.MIRROR:
             assert paste.portion is not None
             left, top, right, bottom = paste.portion
             u, v = view.source_pixels(np.array([left, right]), np.array([top, bottom]))
-            picture = _reduced(frame.image, (u[0], v[0], u[1], v[1]), paste.picture_px)
+            picture = _softened(frame.image, (u[0], v[0], u[1], v[1]), paste)
         case Kind.ART:
             picture = _filling(sources.picture(paste.picture), paste)
         case Kind.MURAL | Kind.SCREEN:
             picture = _filling(_deep_frame(paste.draws, sources).image, paste)
-    return Content(picture=_worn(picture, paste))
+    return Content(grain=grain, picture=_worn(picture, paste))
 
 
 def _reduced(
@@ -111,7 +116,25 @@ def _filling(
     part_width = min(width, height * aspect)
     part_height = part_width / aspect
     left, top = (width - part_width) / 2, (height - part_height) / 2
-    return _reduced(source, (left, top, left + part_width, top + part_height), paste.picture_px)
+    return _softened(source, (left, top, left + part_width, top + part_height), paste)
+
+
+def _softened(
+    source: UInt8[np.ndarray, "h w 3"], box: tuple[float, float, float, float], paste: Paste
+) -> UInt8[np.ndarray, "out_h out_w 3"]:
+    """A box of an image at the size of the picture, and as soft as the photograph around it.
+
+    Its own softness, taken to be like the photograph's, shrinks with it; what is missing is added.
+    """
+    picture = _reduced(source, box, paste.picture_px)
+    width, height = paste.picture_px
+    shrunk = math.sqrt(abs(box[2] - box[0]) * abs(box[3] - box[1]) / (width * height))
+    sigma = paste.look.sharpness_px * math.sqrt(max(0.0, 1 - 1 / shrunk**2))
+    return _blurred(picture, sigma) if sigma > 0.2 else picture
+
+
+def _blurred(picture: UInt8[np.ndarray, "h w 3"], sigma: float) -> UInt8[np.ndarray, "h w 3"]:
+    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma)))
 
 
 def _deep_frame(draws: Draws, sources: Sources) -> Frame:
@@ -129,31 +152,37 @@ def _deep_frame(draws: Draws, sources: Sources) -> Frame:
 
 
 def _worn(picture: UInt8[np.ndarray, "h w 3"], paste: Paste) -> UInt8[np.ndarray, "h w 3"]:
-    """Style, blur and dust, and the noise of the photograph that the paste goes into."""
+    """Style, blur and dust."""
     look = paste.look
     if look.style is not Style.NONE:
         source = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32)) / 255
         drawn = stylise(source, torch.tensor([int(look.style)]), (look.style,))[0]
         picture = (drawn * 255).round().to(torch.uint8).movedim(0, -1).numpy()
     if look.blur_px > 0:
-        blurred = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(look.blur_px))
-        picture = np.asarray(blurred)
-    if look.dust <= 0 and look.noise <= 0:
+        picture = _blurred(picture, look.blur_px)
+    if look.dust <= 0:
         return picture
-    value = picture.astype(np.float32)
-    bits = np.random.Philox(key=paste.draws.integer("wear", 2**31))
-    height, width = picture.shape[:2]
-    if look.dust > 0:
-        coarse = (bits.random_raw(6 * 6) >> np.uint64(56)).astype(np.uint8).reshape(6, 6)
-        veil = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        opacity = look.dust * np.asarray(veil, dtype=np.float32)[..., None] / 255
-        value += opacity * (np.array([196, 190, 180], dtype=np.float32) - value)
-    if look.noise > 0:
-        # eight bytes of each raw word: their sum is normal enough, its variance 8 (256^2 - 1) / 12
-        raw = bits.random_raw(height * width).view(np.uint8).reshape(height, width, 8)
-        grain = raw.sum(axis=-1, dtype=np.float32) - 8 * 127.5
-        value += grain[..., None] * np.float32(255 * look.noise / math.sqrt(8 * 65535 / 12))
-    return np.clip(np.round(value), 0, 255).astype(np.uint8)
+    bits = np.random.Philox(key=paste.draws.integer("dust", 2**31))
+    coarse = (bits.random_raw(6 * 6) >> np.uint64(56)).astype(np.uint8).reshape(6, 6)
+    veil = Image.fromarray(coarse).resize(paste.picture_px, Image.Resampling.BICUBIC)
+    opacity = look.dust * np.asarray(veil, dtype=np.float32)[..., None] / 255
+    dusty = picture + opacity * (np.array([196, 190, 180], dtype=np.float32) - picture)
+    return np.clip(np.round(dusty), 0, 255).astype(np.uint8)
+
+
+def _grain(paste: Paste) -> UInt8[np.ndarray, "canvas_h canvas_w"] | None:
+    """Noise like the photograph's; none on a mirror's picture, which brings its own."""
+    size, level = canvas(paste), 255 * paste.look.noise
+    if level < 0.25:
+        return None
+    # eight bytes of each raw word: their sum is normal enough, its variance 8 (256^2 - 1) / 12
+    bits = np.random.Philox(key=paste.draws.integer("grain", 2**31))
+    raw = bits.random_raw(size.height * size.width).view(np.uint8)
+    grain = raw.reshape(size.height, size.width, 8).sum(axis=-1, dtype=np.float32) - 8 * 127.5
+    grain *= np.float32(level / math.sqrt(8 * 65535 / 12))
+    if paste.kind is Kind.MIRROR:
+        grain[size.pad_y : -size.pad_y, size.pad_x : -size.pad_x] = 0
+    return np.clip(np.round(grain + 128), 0, 255).astype(np.uint8)
 
 
 def _opening(paste: Paste, view: View, K_px: np.ndarray, sources: Sources) -> Opening | None:

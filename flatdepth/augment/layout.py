@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64
 from flatdepth.augment.hang import hang
 from flatdepth.augment.looks import Form, Kind, Look, draw_form, draw_look
 from flatdepth.augment.rng import Draws
+from flatdepth.augment.sensor import sharpness_and_noise
 from flatdepth.augment.stand import legacy, stand
 from flatdepth.augment.thin import ThinView
 from flatdepth.config import PasteConfig
@@ -98,6 +99,7 @@ def plan_pastes(
     scene = _Occupied(
         taken=np.zeros(len(thin.u), dtype=bool), nearest=thin.nearest, free=config.max_area
     )
+    sensor = sharpness_and_noise(thin.frame.image)
     pastes: list[Paste] = []
     for number in range(1 + draws.integer("pastes", config.max_pastes)):
         if scene.free < config.area[0]:
@@ -110,7 +112,7 @@ def plan_pastes(
         form = replace(form, area=min(form.area, scene.free))
         place = _place(thin, own, config, form, scene, depth_range_m)
         if place is not None:
-            pastes.append(_paste(thin, own, config, kind, form, place, picture))
+            pastes.append(_paste(thin, own, config, kind, form, place, picture, sensor))
             scene = scene.with_rectangle(thin, place.rectangle)
     return tuple(sorted(pastes, key=lambda paste: paste.layout != "hung"))
 
@@ -170,6 +172,7 @@ def _paste(
     form: Form,
     place: _Place,
     picture: int,
+    sensor: tuple[float, float],
 ) -> Paste:
     hung = place.layout == "hung"
     noise = config.depth_noise * place.rectangle.centre[2]
@@ -178,7 +181,7 @@ def _paste(
         layout=place.layout,
         front=1 / (1 + config.plane_tolerance + noise) if hung else 0.0,
         rectangle=place.rectangle,
-        look=draw_look(thin, draws, config, kind, form, place.rectangle, hung=hung),
+        look=draw_look(thin, draws, config, kind, form, place.rectangle, hung=hung, sensor=sensor),
         picture_px=(2, 2),
         portion=None,
         picture=picture,

@@ -101,8 +101,9 @@ class Look:
         shadow: (strength, x, y, softness) of the shadow on the wall, offset and softness in metres;
             a strength below 0 brightens (the glow of a screen).
         style: of the content.
-        blur_px, dust, noise: of the content: Gaussian sigma in its pixels, opacity of the dust,
-            standard deviation of the added noise in units of the full range.
+        blur_px, dust: of the content: Gaussian sigma in its pixels, opacity of the dust.
+        sharpness_px: Gaussian sigma of the photograph's own edges, in texels.
+        noise: standard deviation of the photograph's noise, in units of the full range.
     """
 
     radius_top: tuple[float, float]
@@ -124,6 +125,7 @@ class Look:
     style: Style
     blur_px: float
     dust: float
+    sharpness_px: float
     noise: float
 
 
@@ -171,8 +173,12 @@ def draw_look(
     rectangle: Rectangle,
     *,
     hung: bool,
+    sensor: tuple[float, float],
 ) -> Look:
-    """Draw the look of a placed paste, in the light of its surroundings."""
+    """Draw the look of a placed paste, in the light of its surroundings.
+
+    ``sensor`` is what ``sharpness_and_noise`` says of the photograph.
+    """
     light, cast, falloff = _surrounding_light(thin, rectangle, config.match_light)
     light *= draws.uniform("light", 0.92, 1.06)
     tint = light * cast
@@ -187,6 +193,14 @@ def draw_look(
     top, bottom, cut = _outline(draws, form, rectangle)
     frame_colour, lip_colour, lip, profile, relief = _frame(draws, kind)
     mat_colour = _colour(draws, "mat", _MATS, cast)
+    # averaging over several source pixels sharpens and denoises
+    per_texel = max(
+        1.0,
+        math.sqrt(
+            thin.view.crop_width * thin.view.crop_height / (thin.view.width * thin.view.height)
+        ),
+    )
+    sharpness, noise = sensor
     return Look(
         radius_top=top,
         radius_bottom=bottom,
@@ -207,7 +221,8 @@ def draw_look(
         style=Style(1 + draws.integer("style", 3)) if stylised else Style.NONE,
         blur_px=draws.uniform("blur", 0.0, 1.2) if worn else 0.0,
         dust=draws.uniform("dust", 0.0, 0.25) if worn else 0.0,
-        noise=0.0 if kind is Kind.MIRROR or kind.is_decoy else _noise(thin),
+        sharpness_px=config.match_sensor * sharpness / per_texel,
+        noise=config.match_sensor * noise / per_texel,
     )
 
 
@@ -325,19 +340,3 @@ def _shadow(
         draws.uniform("shadow y", 0.005, 0.05) * side,
         draws.uniform("shadow softness", 0.01, 0.04) * side,
     )
-
-
-def _noise(thin: ThinView) -> float:
-    """Standard deviation of the photograph's own noise, in units of the full range.
-
-    From the second-difference mask whose response to smooth images is 0 and whose norm is 6
-    (Immerkaer 1996), by the median instead of the mean, so that edges do not count.
-    """
-    height, width = thin.frame.image.shape[:2]
-    crop = thin.frame.image[height // 4 : height // 4 + 160, width // 4 : width // 4 + 160, 1]
-    green = crop.astype(np.float32)
-    if min(green.shape) < 3:
-        return 0.0
-    rows = green[:-2] - 2 * green[1:-1] + green[2:]
-    response = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
-    return float(1.4826 * np.median(np.abs(response)) / 6 / 255)

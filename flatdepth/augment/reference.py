@@ -130,6 +130,10 @@ def _texture(
     per_b: float,
 ) -> np.ndarray:
     look = paste.look
+    edge = max(1.0, math.sqrt(12) * look.sharpness_px)
+    grain = np.zeros((height, width))
+    if content.grain is not None:
+        grain = (content.grain.astype(float) - 128) / 255
     half_a, half_b = paste.rectangle.width / 2, paste.rectangle.height / 2
     b, a = np.meshgrid(
         (np.arange(height) + 0.5 - height / 2) / per_b,
@@ -137,7 +141,7 @@ def _texture(
         indexing="ij",
     )
     outer = _distance(paste, a, b, 0.0, per_a, per_b)
-    inner = np.ones_like(a)
+    inner = np.full_like(a, 1e6)
     if look.frame_m > 0:
         inner = _distance(paste, a, b, look.frame_m, per_a, per_b)
 
@@ -158,23 +162,30 @@ def _texture(
         inside = np.minimum(
             (box.width / 2 - np.abs(a)) * per_a, (box.height / 2 - np.abs(b)) * per_b
         )
-        share = np.clip(inside + 0.5, 0, 1)[..., None]
+        share = np.clip(inside / edge + 0.5, 0, 1)[..., None]
         picture = picture * share + np.array(look.mat_colour) * lit * (1 - share)
 
-    t = np.clip(outer / np.maximum(outer - inner, 1e-6), 0, 1)
-    on_lip = (t > 1 - look.lip)[..., None]
-    frame = np.where(on_lip, np.array(look.lip_colour), np.array(look.frame_colour))
-    nearer_side = half_a - np.abs(a) < half_b - np.abs(b)
-    facing_light = np.where(nearer_side, -0.35 * np.sign(a), -0.94 * np.sign(b))
+    band = np.maximum(outer - inner, 1e-6)
+    t = np.clip(outer / band, 0, 1)
+    frame = np.array(look.frame_colour)
+    if look.lip > 0:
+        on_lip = np.clip((t - (1 - look.lip)) * band / edge + 0.5, 0, 1)[..., None]
+        frame = frame * (1 - on_lip) + np.array(look.lip_colour) * on_lip
+    # distance from the mitre's line in texels, positive nearer to a vertical side
+    frame_x, frame_y = look.frame_m * per_a, look.frame_m * per_b
+    mitre = (half_b - np.abs(b)) * per_b * frame_x - (half_a - np.abs(a)) * per_a * frame_y
+    mitre = mitre / max(math.hypot(frame_x, frame_y), 1e-6)
+    at_side = np.clip(mitre / edge + 0.5, 0, 1)
+    facing_light = -0.35 * np.sign(a) * at_side - 0.94 * np.sign(b) * (1 - at_side)
     slant = look.relief * facing_light * (look.profile[0] + look.profile[1] * t)
     frame = frame * lit * (1 + slant)[..., None]
-    opaque = np.zeros_like(a) if paste.kind.is_decoy else np.clip(inner + 0.5, 0, 1)
-    colour = np.clip(frame + opaque[..., None] * (picture - frame), 0, 1)
+    opaque = np.zeros_like(a) if paste.kind.is_decoy else np.clip(inner / edge + 0.5, 0, 1)
+    colour = np.clip(frame + opaque[..., None] * (picture - frame) + grain[..., None], 0, 1)
 
     shade, shadow_a, shadow_b, soft = look.shadow
     wall = _distance(paste, a - shadow_a, b - shadow_b, 0.0, per_a, per_b)
     dark = np.clip(0.5 + 0.5 * wall / (soft * math.sqrt(per_a * per_b)), 0, 1) ** 2
-    edges = [np.clip(outer, -1, 1), np.clip(inner, -1, 1), -shade * dark]
+    edges = [np.clip(outer / edge, -1, 1), np.clip(inner / edge, -1, 1), -shade * dark]
     return np.concatenate([colour, np.stack(edges, -1)], -1)
 
 

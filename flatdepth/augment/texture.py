@@ -24,7 +24,7 @@ COLUMNS = (
     *("frame_r", "frame_g", "frame_b", "lip_r", "lip_g", "lip_b", "mat_r", "mat_g", "mat_b"),
     *("tint_r", "tint_g", "tint_b", "lip", "profile_a", "profile_b", "relief", "light"),
     *("falloff_x", "falloff_y", "glare", "glare_x", "glare_y", "glare_offset", "glare_width"),
-    *("shadow", "shadow_x", "shadow_y", "shadow_soft"),
+    *("shadow", "shadow_x", "shadow_y", "shadow_soft", "edge"),
 )
 CHANNELS = 6  # red, green, blue, distance to the outline, to the frame's inner edge, shade
 LIGHT_FROM = (-0.35, -0.94)
@@ -111,6 +111,7 @@ def look_row(paste: Paste) -> Float64[np.ndarray, " columns"]:
         "shadow_x": shadow_x * per_x,
         "shadow_y": shadow_y * per_y,
         "shadow_soft": soft * math.sqrt(per_x * per_y),
+        "edge": edge_texels(paste),
     }
     for name in ("frame", "lip", "mat"):
         for channel, value in zip("rgb", getattr(look, f"{name}_colour"), strict=True):
@@ -120,19 +121,25 @@ def look_row(paste: Paste) -> Float64[np.ndarray, " columns"]:
     return np.array([values[name] for name in COLUMNS])
 
 
+def edge_texels(paste: Paste) -> float:
+    """Width in texels of a linear ramp that is as soft as the photograph's edges."""
+    return max(1.0, math.sqrt(12) * paste.look.sharpness_px)
+
+
 def draw_textures(
-    content: UInt8[Tensor, "n 3 h w"], looks: Float[Tensor, "n columns"]
+    content: UInt8[Tensor, "n 4 h w"], looks: Float[Tensor, "n columns"]
 ) -> Float[Tensor, "n channels h w"]:
     """Draw N pastes flat.
 
     Args:
-        content: pictures in the middle of their canvases, repeated beyond their borders; the
-            canvases lie in the top left corners.
+        content: pictures in the middle of their canvases, repeated beyond their borders, and
+            grain, 128 for none; the canvases lie in the top left corners.
         looks: float32 rows of ``look_row``.
 
     Returns:
         float32 (N, 6, H, W): sRGB 0..1; signed distances to the outline and to the frame's inner
-        edge in texels, positive inside, cut off at +-1; relative change of the light on the wall.
+        edge in widths of an edge (``edge_texels``), positive inside, cut off at +-1; relative
+        change of the light on the wall.
         Without a frame the second distance is 1 everywhere.
     """
     p = {name: looks[:, i, None, None] for i, name in enumerate(COLUMNS)}
@@ -143,29 +150,35 @@ def draw_textures(
     ax, ay = x.abs(), y.abs()
     outer = _inside(ax, ay, y, p)
     inner = _inside(ax, ay, y, _inset(p))
-    inner = torch.where(p["framed"] > 0, inner, 1.0)
+    inner = torch.where(p["framed"] > 0, inner, 1e6)
 
-    shown = content.to(torch.float32) / 255
+    values = content.to(torch.float32) / 255
+    shown, grain = values[:, :3], values[:, 3:] - 128 / 255
     falloff = 1 + p["falloff_x"] * x + p["falloff_y"] * y
-    band = p["glare_x"] * x + p["glare_y"] * y - p["glare_offset"]
-    glare = p["glare"] * torch.exp(-band.square())
+    across = p["glare_x"] * x + p["glare_y"] * y - p["glare_offset"]
+    glare = p["glare"] * torch.exp(-across.square())
     picture = shown * (_rgb(p, "tint") * falloff[:, None])
     picture += glare[:, None] * (1 - picture)
-    on_picture = (torch.minimum(p["picture_x"] - ax, p["picture_y"] - ay) + 0.5).clamp(0, 1)
+    on_picture = (torch.minimum(p["picture_x"] - ax, p["picture_y"] - ay) / p["edge"] + 0.5).clamp(
+        0, 1
+    )
     lit = (p["light"] * falloff)[:, None]
     picture = torch.lerp(_rgb(p, "mat") * lit, picture, on_picture[:, None])
 
-    depth_in = (outer / (outer - inner).clamp_min(1e-6)).clamp(0, 1)
-    frame = torch.where((depth_in > 1 - p["lip"])[:, None], _rgb(p, "lip"), _rgb(p, "frame"))
+    band = (outer - inner).clamp_min(1e-6)
+    depth_in = (outer / band).clamp(0, 1)
+    on_lip = ((depth_in - 1 + p["lip"]) * band / p["edge"] + 0.5).clamp(0, 1) * (p["lip"] > 0)
+    frame = torch.lerp(_rgb(p, "frame"), _rgb(p, "lip"), on_lip[:, None])
     slant = p["relief"] * _slant(x, y, ax, ay, p) * (p["profile_a"] + p["profile_b"] * depth_in)
     frame = frame * (lit * (1 + slant)[:, None])
-    opaque = (inner + 0.5).clamp(0, 1) * (1 - p["hollow"])
-    colour = torch.lerp(frame, picture, opaque[:, None]).clamp(0, 1)
+    opaque = (inner / p["edge"] + 0.5).clamp(0, 1) * (1 - p["hollow"])
+    colour = (torch.lerp(frame, picture, opaque[:, None]) + grain).clamp(0, 1)
 
     shifted_x, shifted_y = x - p["shadow_x"], y - p["shadow_y"]
     wall = _inside(shifted_x.abs(), shifted_y.abs(), shifted_y, p)
     dark = (0.5 + 0.5 * wall / p["shadow_soft"]).clamp(0, 1).square()
-    edges = torch.stack([outer.clamp(-1, 1), inner.clamp(-1, 1), -p["shadow"] * dark], dim=1)
+    distances = torch.stack([outer, inner], dim=1) / p["edge"][:, None]
+    edges = torch.cat([distances.clamp(-1, 1), (-p["shadow"] * dark)[:, None]], dim=1)
     return torch.cat([colour, edges], dim=1)
 
 
@@ -208,4 +221,6 @@ def _slant(x: Tensor, y: Tensor, ax: Tensor, ay: Tensor, p: dict[str, Tensor]) -
     from_side = (p["half_x"] - ax) * p["frame_y"]
     from_top = (p["half_y"] - ay) * p["frame_x"]
     light_x, light_y = LIGHT_FROM[0] * x.sign(), LIGHT_FROM[1] * y.sign()
-    return torch.where(from_side < from_top, light_x, light_y)
+    # soft over the mitre
+    across = torch.hypot(p["frame_x"], p["frame_y"]).clamp_min(1e-6) * p["edge"]
+    return torch.lerp(light_y, light_x, ((from_top - from_side) / across + 0.5).clamp(0, 1))
