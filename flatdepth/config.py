@@ -199,8 +199,8 @@ class PasteConfig:
     """Range of the distance between a hung paste's surface and its wall, in metres; 2 % of the
     depth at most."""
     plane_tolerance: float = 0.02
-    """Largest relative depth residual of a point that belongs to a wall; also how much nearer than
-    the paste something must be to stay in front of it."""
+    """Largest relative depth residual of a point that belongs to a wall; what is nearer than the
+    paste by twice as much stays in front of it."""
     depth_noise: float = 0.003
     """What 1/depth may deviate by besides, in 1/m: a Kinect's disparity step is about 0.003, which
     is 2 % at 7 m."""

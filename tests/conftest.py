@@ -1,10 +1,12 @@
 """Shared data: a few tiny rooms and pictures, packed once for the whole test run."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 
@@ -12,6 +14,10 @@ from flatdepth.pack import pack
 from flatdepth.readers.rooms import PicturesReader, RoomsReader
 
 REPOSITORY = Path(__file__).parents[1]
+
+# the tests' tensors are small: more threads only wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

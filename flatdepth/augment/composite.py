@@ -401,8 +401,10 @@ def _paste_layer(
         colour = torch.lerp(colour, behind, mix)
         truth = torch.where(through, layer.scene_depth_m, truth)
 
-    on_wall = ~known | ((scene_m * inverse - 1).abs() < ON_WALL)
-    lit = image * (1 + shade * (on_wall & (inverse > 0)))
+    on_wall = (~known | ((scene_m * inverse - 1).abs() < ON_WALL)) & (inverse > 0)
+    # where something in front covers the paste, it covers the shadow
+    on_wall &= (outer <= 0) | (in_front == 0)
+    lit = image * (1 + shade * on_wall)
     image = torch.lerp(lit.clamp(0, 1), colour, weight * cover)
     in_range = (truth >= depth_range_m[0]) & (truth <= depth_range_m[1])
     valid = torch.where(cover, in_range & ~(layer.ignored & hole), valid)

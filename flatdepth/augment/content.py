@@ -156,7 +156,7 @@ def _worn(picture: UInt8[np.ndarray, "h w 3"], paste: Paste) -> UInt8[np.ndarray
     look = paste.look
     if look.style is not Style.NONE:
         source = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32)) / 255
-        drawn = stylise(source, torch.tensor([int(look.style)]), (look.style,))[0]
+        drawn = stylise(source, look.style)[0]
         picture = (drawn * 255).round().to(torch.uint8).movedim(0, -1).numpy()
     if look.blur_px > 0:
         picture = _blurred(picture, look.blur_px)

@@ -17,6 +17,7 @@ from flatdepth.augment.thin import ThinView, look_up, source_pixels
 from flatdepth.config import PasteConfig
 from flatdepth.geometry import (
     Rectangle,
+    cross,
     fit_plane_trimmed,
     fit_planes_robust,
     project,
@@ -188,7 +189,7 @@ def on_plane(
     if np.linalg.norm(in_plane) < 0.1:
         return None
     in_plane /= np.linalg.norm(in_plane)
-    right = np.cross(normal, in_plane)
+    right = cross(normal, in_plane)
     right, in_plane = (
         np.cos(roll) * right + np.sin(roll) * in_plane,
         np.cos(roll) * in_plane - np.sin(roll) * right,

@@ -69,6 +69,11 @@ class Paste:
         return f"{self.layout} {self.kind}"
 
 
+def is_pasted(draws: Draws, config: PasteConfig) -> bool:
+    """Whether an image gets pastes at all, so that a clean one costs nothing."""
+    return draws.uniform("pasted") < config.share
+
+
 def plan_pastes(
     thin: ThinView,
     draws: Draws,
@@ -89,7 +94,7 @@ def plan_pastes(
     Returns:
         Between none and ``config.max_pastes`` pastes. They do not overlap when hung.
     """
-    if draws.uniform("pasted") >= config.share:
+    if not is_pasted(draws, config):
         return ()
     kinds = asdict(config.content)
     if len(picture_aspects) == 0:
@@ -179,7 +184,7 @@ def _paste(
     paste = Paste(
         kind=kind,
         layout=place.layout,
-        front=1 / (1 + config.plane_tolerance + noise) if hung else 0.0,
+        front=1 / (1 + 2 * config.plane_tolerance + noise) if hung else 0.0,
         rectangle=place.rectangle,
         look=draw_look(thin, draws, config, kind, form, place.rectangle, hung=hung, sensor=sensor),
         picture_px=(2, 2),

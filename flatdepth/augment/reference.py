@@ -74,6 +74,7 @@ def paste_reference(
 
         with np.errstate(divide="ignore"):
             on_wall = facing & (~valid | (np.abs(depth_m / z - 1) < 0.06))
+        on_wall &= (outer <= 0) | (in_front == 0)
         lit = np.clip(out_image * (1 + shade * on_wall)[..., None], 0, 1)
         blended = lit + weight[..., None] * (colour - lit)
         out_image = np.where(cover[..., None], blended, lit)

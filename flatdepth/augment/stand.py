@@ -8,7 +8,7 @@ from flatdepth.augment.looks import Form
 from flatdepth.augment.rng import Draws
 from flatdepth.augment.thin import ThinView
 from flatdepth.config import PasteConfig
-from flatdepth.geometry import Rectangle, pixel_rays, project, quad_area
+from flatdepth.geometry import Rectangle, cross, pixel_rays, project, quad_area
 
 
 def stand(
@@ -64,11 +64,11 @@ def stand(
 def _tilted(ray: Float64[np.ndarray, " 3"], tilt: float, axis: float) -> Float64[np.ndarray, " 3"]:
     """Plane at distance 1 m along a ray, turned by ``tilt`` about an axis ``axis`` from upright."""
     direction = ray / np.linalg.norm(ray)
-    sideways = np.cross(CAMERA_UP, direction)
+    sideways = cross(CAMERA_UP, direction)
     sideways /= np.linalg.norm(sideways)
-    upright = np.cross(direction, sideways)
+    upright = cross(direction, sideways)
     about = np.cos(axis) * upright + np.sin(axis) * sideways
-    return np.cos(tilt) * direction + np.sin(tilt) * np.cross(about, direction)
+    return np.cos(tilt) * direction + np.sin(tilt) * cross(about, direction)
 
 
 def legacy(
@@ -100,7 +100,7 @@ def legacy(
     unit = Rectangle(
         centre=ray,
         right=right,
-        up=np.cross(np.array([0.0, 0.0, 1.0]), right),
+        up=cross(np.array([0.0, 0.0, 1.0]), right),
         width=width * scale,
         height=height * scale,
     )

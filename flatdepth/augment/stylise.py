@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from flatdepth.augment.filters import (
@@ -41,29 +41,12 @@ class Style(IntEnum):
 
 
 @torch.no_grad()
-def stylise(
-    source: Float[Tensor, "b 3 h w"],
-    style: UInt8[Tensor, " b"] | Int64[Tensor, " b"],
-    styles: tuple[Style, ...],
-) -> Float[Tensor, "b 3 h w"]:
-    """Draw every picture of a batch in its own style.
-
-    Args:
-        source: sRGB 0..1, float32.
-        style: ``Style`` of each picture, on the same device.
-        styles: the styles that occur in ``style``, known without asking the device; no other is
-            computed.
-
-    Returns:
-        sRGB 0..1; pictures of ``Style.NONE`` keep their bits.
-    """
-    styled = source
+def stylise(source: Float[Tensor, "b 3 h w"], style: Style) -> Float[Tensor, "b 3 h w"]:
+    """Draw pictures (sRGB 0..1, float32) in a style; ``Style.NONE`` returns them as they are."""
+    if style is Style.NONE:
+        return source
     with torch.autocast(source.device.type, enabled=False):
-        for kind, draw in _STYLES.items():
-            if kind in styles:
-                chosen = (style == int(kind))[:, None, None, None]
-                styled = torch.where(chosen, draw(source), styled)
-    return styled
+        return _STYLES[style](source)
 
 
 def posterise(source: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
