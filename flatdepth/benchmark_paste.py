@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import cv2
 import kornia
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from flatdepth.augment.composite import PasteGroup, paste, stack_plans
 from flatdepth.augment.content import Content, Sources, make_content
@@ -20,6 +20,8 @@ from flatdepth.config import ContentShares, PasteConfig, PhotometricConfig, Shap
 from flatdepth.geometry import View, project
 from flatdepth.readers.rooms import render_room
 from flatdepth.types import Batch, Frame, Region
+
+Value = TypeVar("Value")
 
 RANGE_M = (0.1, 20.0)
 FRAME_GREY = 0.3
@@ -118,12 +120,14 @@ def _scene(
     raise RuntimeError(f"no place for a paste in room {number}")
 
 
+def _always(value: Value) -> Callable[[int], Value]:
+    return lambda _: value
+
+
 def _prepare(scenes: list[_Scene], view: View, together: int) -> tuple[PasteGroup, ...]:
     contents: list[list[Content]] = []
     for scene in scenes:
-        sources = Sources(
-            picture=lambda _, art=scene.art: art, frame=lambda _, frame=scene.frame: frame
-        )
+        sources = Sources(picture=_always(scene.art), frame=_always(scene.frame))
         thin = scene.thin
         contents.append([make_content(scene.paste, scene.frame, view, thin.K_px, sources)])
     return stack_plans(
@@ -197,15 +201,15 @@ def _by_opencv(scene: _Scene, with_jitter: bool) -> object:
     height, width = scene.frame.depth_m.shape
     size = (width, height)
     whole = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32) - 0.5
-    outer, inner = (quad.astype(np.float32) - np.float32(0.5) for quad in scene.quads)
+    outer, inner = ((quad - 0.5).astype(np.float32) for quad in scene.quads)
     to_outer, to_inner = (cv2.getPerspectiveTransform(whole, quad) for quad in (outer, inner))
     opaque = np.full((height, width), 255, np.uint8)
     art = cv2.warpPerspective(scene.art, to_inner, size, flags=cv2.INTER_LINEAR)
     mask = cv2.warpPerspective(opaque, to_inner, size, flags=cv2.INTER_LINEAR)
     frame = cv2.warpPerspective(opaque, to_outer, size, flags=cv2.INTER_LINEAR)
     image = scene.frame.image.astype(np.float32)
-    for layer, alpha in ((np.float32(255 * FRAME_GREY), frame), (art, mask)):
-        share = alpha[..., None].astype(np.float32) / 255
+    for layer, alpha in ((np.full_like(art, round(255 * FRAME_GREY)), frame), (art, mask)):
+        share = (alpha / np.float32(255))[..., None]
         image = image * (1 - share) + layer * share
     v, u = np.meshgrid(
         np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32), indexing="ij"

@@ -1,6 +1,7 @@
 """Where the time of an optimiser step goes, how many images that makes per second, and the MFU."""
 
 import dataclasses
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -37,6 +38,14 @@ PEAK_TFLOPS = {
     "T4": 65.0,
 }
 """Dense fp16 tensor-core TFLOP/s with float32 accumulation, from NVIDIA's data sheets."""
+
+
+def known_peak_tflops(device: str) -> float | None:
+    """The entry of ``PEAK_TFLOPS`` for a device's name; None for one that only resembles it."""
+    for key, peak in PEAK_TFLOPS.items():
+        if re.search(rf"\b{key}\b(?! (Ti|SUPER|D|Laptop)\b)", device):
+            return peak
+    return None
 
 
 class StageClock:
@@ -156,8 +165,7 @@ def _summary(
 ) -> StepTimes:
     facts = environment(device)
     if peak_tflops is None:
-        name = str(facts["device"])
-        peak_tflops = next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
+        peak_tflops = known_peak_tflops(str(facts["device"]))
     stages = {name: _quartiles_ms([step[name] for step in timed]) for name in timed[0]}
     step_ms = _quartiles_ms([sum(step.values()) for step in timed])
     images_per_s = 1e3 * config.batch / step_ms[1]

@@ -67,7 +67,7 @@ def _text(array: np.ndarray) -> str:
 SCRIPT = """
 "use strict";
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const VIEWS = { front: [0, 0], side: [-0.75, 0.3], above: [0, 1.35] };
+const VIEWS = { front: [0, 0], side: [-0.5, 0.22], above: [0, 1.3] };
 
 function unpack(cloud) {
   const { width, height, inverse: k, step, unit, pivot } = cloud;
@@ -92,7 +92,8 @@ function draw(canvas, cloud, points, camera) {
   const ratio = Math.min(window.devicePixelRatio || 1, 2);
   const width = (canvas.width = Math.max(1, Math.round(canvas.clientWidth * ratio)));
   const height = (canvas.height = Math.max(1, Math.round(canvas.clientHeight * ratio)));
-  const context = canvas.getContext("2d");
+  // the pixels are made here, so the canvas is best kept off the graphics card
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   const image = context.createImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
   const nearest = new Float32Array(width * height).fill(Infinity);

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
 
-from flatdepth.config import DataConfig
+from flatdepth.config import DataConfig, SetConfig
 from flatdepth.demo import ensure_demo
 from flatdepth.errors import UserError
 from flatdepth.order import scene_split
@@ -122,8 +122,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     starts = np.cumsum([0, *(len(shards) for shards in (*train_sets, *val_sets))])
     train: list[Subset] = []
     held_out: list[Subset] = []
-    for shards, start in zip(train_sets, starts, strict=False):
-        split = _split(shards, config)
+    for entry, shards, start in zip(config.train, train_sets, starts, strict=False):
+        split = _split(shards, config, entry)
         for name, subsets in (("train", train), ("val", held_out)):
             rows = np.flatnonzero(split == name)
             subsets.append(Subset(shards=shards, rows=rows, first_identity=int(start)))
@@ -158,8 +158,10 @@ def _open(path: str, kind: str, key: str) -> ShardSet:
     return shards
 
 
-def _split(shards: ShardSet, config: DataConfig) -> np.ndarray:
+def _split(shards: ShardSet, config: DataConfig, entry: SetConfig) -> np.ndarray:
     official = np.array(shards.index.splits)
+    if any(other.val_scenes for other in config.train):
+        return _named_split(shards, entry)
     if (official != "").any() and (config.val or (official == "val").any()):
         return np.where(official == "", "train", official)
     scenes = np.array(shards.index.scenes)
@@ -168,3 +170,14 @@ def _split(shards: ShardSet, config: DataConfig) -> np.ndarray:
     held = scene_split(scenes[usable].tolist(), share, config.split_seed)
     split = np.where(np.isin(scenes, sorted(held)), "val", "train")
     return np.where(usable, split, "test")
+
+
+def _named_split(shards: ShardSet, entry: SetConfig) -> np.ndarray:
+    scenes = np.array(shards.index.scenes)
+    if unknown := sorted(set(entry.val_scenes) - set(scenes.tolist())):
+        raise UserError(
+            f"data.train: {entry.path} has no scene '{unknown[0]}' that its val_scenes name; take "
+            "names from the set"
+        )
+    split = np.where(np.isin(scenes, entry.val_scenes), "val", "train")
+    return np.where(np.array(shards.index.splits) == "test", "test", split)

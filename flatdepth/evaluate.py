@@ -78,9 +78,13 @@ def evaluate(
     """
     places = corpus.val_places(config.eval.images)
     shown = set(np.linspace(0, len(places) - 1, config.eval.pictures).round().astype(int).tolist())
+    ranks = accelerator.num_processes
+    rounds = -(-len(places) // ranks)
+    # Where places run out a rank repeats one and does not count it: with FSDP all ranks must call
+    # the model equally often.
     mine = [
-        (number, pasted)
-        for number in range(accelerator.process_index, len(places), accelerator.num_processes)
+        (accelerator.process_index + ranks * i, pasted)
+        for i in range(rounds)
         for pasted in (False, True)
     ]
     table = RegionTable()
@@ -89,7 +93,7 @@ def evaluate(
     model.eval()
 
     def load(task: tuple[int, bool]) -> Sample:
-        subset, place = places[task[0]]
+        subset, place = places[task[0] % len(places)]
         return validation_sample(corpus, config, corpus.val[subset], place, pasted=task[1])
 
     samples = in_order(load, mine, threads=config.data.threads, ahead=4 * config.eval.batch)
@@ -98,6 +102,8 @@ def evaluate(
         chunk_tasks = [next(tasks) for _ in chunk]
         batch, pred_m = predict_depth(model, chunk, config, accelerator)
         for position, (number, pasted) in enumerate(chunk_tasks):
+            if number >= len(places):
+                continue
             one = slice(position, position + 1)
             _add(table, batch, pred_m, one, pasted, config)
             if pasted and number in shown and accelerator.is_main_process:

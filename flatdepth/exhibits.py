@@ -23,7 +23,8 @@ from flatdepth.protocol import PROTOCOLS
 from flatdepth.types import Region
 
 _LEAST_PIXELS = 64
-_CLOUDS = ("flat", "clean")
+_SHOWN = ("mirror", "art", "frame", "decoy", "background", "clean")
+_CLOUDS = ("mirror", "art", "clean")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +125,7 @@ def judge_runs(
     request = _request(checkpoints, config, images, size)
     verdict = judge(request, device, progress, subsets=corpus.val)
     shots = _Studio(request, verdict, corpus, device)
-    places = {region: _worst(verdict, region, worst) for region in REGIONS}
+    places = {region: _worst(verdict, region, worst) for region in _SHOWN}
     shown = {
         region: [shots.take(identity, region, errors) for identity, errors in found]
         for region, found in places.items()

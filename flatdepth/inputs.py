@@ -10,8 +10,10 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from flatdepth.errors import BadFrame, UserError
 
 # The packer's conversion of colour modes, so that a network sees pixels as it did in training.
-from flatdepth.readers.files import _to_rgb
+from flatdepth.readers.files import MAX_BYTES, _to_rgb, printable
 from flatdepth.shards.codec import MAX_PIXELS
 
 EXTENSIONS = frozenset(
@@ -91,7 +93,7 @@ def find_inputs(arguments: Sequence[str], out: Path) -> list[Input]:
     the pictures of the first one.
 
     Raises:
-        UserError: an argument names nothing, or ``out`` is one of the folders.
+        UserError: an argument names nothing, a folder cannot be read, or ``out`` is one of them.
     """
     forbidden = out.resolve()
     bases: list[Path] = []
@@ -121,9 +123,9 @@ def find_inputs(arguments: Sequence[str], out: Path) -> list[Input]:
 def _expand(argument: str, forbidden: Path) -> tuple[Path, list[Path]]:
     """The folder that an argument's outputs are named from, and its files, all absolute."""
     path = _absolute(argument)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113  # pathlib raises where the name is too long
         return path.parent, [path]
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         if path.resolve() == forbidden:
             raise UserError(f"--out: {argument} is also an input; choose another folder")
         files = list(_walk(path, forbidden))
@@ -140,7 +142,7 @@ def _expand(argument: str, forbidden: Path) -> tuple[Path, list[Path]]:
         files = [
             _absolute(file)
             for file in sorted(base.glob(str(Path(*parts[first:]))))
-            if file.is_file()
+            if _is_readable(file)
             and not any(_hidden(part) for part in file.relative_to(base).parts)
             and forbidden not in file.resolve().parents
         ]
@@ -160,15 +162,30 @@ def _hidden(name: str) -> bool:
 
 
 def _walk(folder: Path, forbidden: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_unlisted):
         here = Path(parent)
         folders[:] = sorted(
             name for name in folders if not _hidden(name) and (here / name).resolve() != forbidden
         )
         for name in sorted(files):
             path = here / name
-            if not _hidden(name) and path.suffix.lower() in EXTENSIONS and path.is_file():
+            if not _hidden(name) and path.suffix.lower() in EXTENSIONS and _is_readable(path):
                 yield path
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether opening ends: with a file, or with an error that names a broken link.
+
+    A pipe or a device could block for ever. pathlib would raise where a folder is closed.
+    """
+    return os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113
+
+
+def _unlisted(error: OSError) -> NoReturn:
+    raise UserError(
+        f"{printable(error.filename)}: the folder cannot be read ({error.strerror}); make it "
+        "readable, or name the folders beside it"
+    ) from error
 
 
 def open_photo(path: Path) -> Photo:
@@ -181,11 +198,36 @@ def open_photo(path: Path) -> Photo:
     Raises:
         BadFrame: it is no picture, damaged, absurdly large, or cannot be read.
     """
+    with _opened(path) as image:
+        image.load()
+        exif, details = _read_exif(image)
+        pixels = np.asarray(_to_rgb(image, str(path)))
+        turn = _TURNS.get(int(_number(exif.get(_ORIENTATION))))
+        if turn is not None:
+            pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+    height, width = pixels.shape[:2]
+    return Photo(image=pixels, focal_px=focal_from_exif(details, height, width))
+
+
+def announced_pixels(path: Path) -> int:
+    """How many pixels a picture has by its header. Raises BadFrame as ``open_photo`` does."""
+    with _opened(path) as image:
+        return image.width * image.height
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture of at most ``MAX_PIXELS``; what goes wrong with it then becomes a BadFrame."""
     try:
         with path.open("rb") as file:
             head = file.read(16)
             if not head:
                 raise BadFrame("empty", "the file is empty")
+            if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+                raise BadFrame(
+                    "too large",
+                    f"the file has {size} bytes; save the image with at most {MAX_BYTES} bytes",
+                )
             file.seek(0)
             with Image.open(file, formats=_formats(head)) as image:
                 if image.width * image.height > MAX_PIXELS:
@@ -194,12 +236,7 @@ def open_photo(path: Path) -> Photo:
                         f"the image has {image.width} x {image.height} pixels; shrink it to at "
                         f"most {MAX_PIXELS} pixels",
                     )
-                image.load()
-                exif, details = _read_exif(image)
-                pixels = np.asarray(_to_rgb(image, str(path)))
-                turn = _TURNS.get(int(_number(exif.get(_ORIENTATION))))
-                if turn is not None:
-                    pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+                yield image
     except UnidentifiedImageError as error:
         raise BadFrame(
             "not an image", f"the file is damaged or not an image ({_FORMAT_NAMES})"
@@ -219,8 +256,6 @@ def open_photo(path: Path) -> Photo:
         raise _damaged(error) from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise _damaged(error) from error
-    height, width = pixels.shape[:2]
-    return Photo(image=pixels, focal_px=focal_from_exif(details, height, width))
 
 
 def focal_from_exif(details: Mapping[int, object], height: int, width: int) -> float | None:
@@ -287,8 +322,3 @@ def _number(value: object) -> float:
 def _damaged(error: Exception) -> BadFrame:
     what = " ".join(str(error).split()) or type(error).__name__
     return BadFrame("damaged", f"the image is damaged ({what})")
-
-
-def printable(path: Path) -> str:
-    """A path on one line: control characters and undecodable bytes become escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

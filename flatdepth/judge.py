@@ -613,7 +613,7 @@ def paste_owner(
     for number, one in enumerate(plan):
         box = one.rectangle
         matrix = box.pixel_matrix(K_px[0].cpu().numpy())
-        x, y, inverse = np.einsum("ij,jhw->ihw", matrix, pixels) * depth
+        x, y, inverse = np.tensordot(matrix, pixels, 1) * depth
         on_plane = np.abs(inverse - 1) < _PLANE_TOLERANCE
         owner[on_plane & (np.abs(x) <= box.width / 2) & (np.abs(y) <= box.height / 2)] = number
     return torch.from_numpy(owner)[None, None].to(depth_m.device)

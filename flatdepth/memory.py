@@ -3,26 +3,30 @@
 The simulation runs the real model, loss and optimiser on tensors without data (``FakeTensorMode``)
 and counts what a caching allocator would hold. Every storage counts from the operation that makes
 it to the moment nothing refers to it, rounded up to the 512-byte blocks of PyTorch's CUDA
-allocator. Fake *CPU* tensors are used, because autograd needs a driver for CUDA ones; under
-autocast the same operations run in the same types as on CUDA, with fused attention as on any GPU
-with half precision.
+allocator. Fake *CPU* tensors are used, because autograd needs a driver for CUDA ones;
+``CudaAutocast`` gives them the types that autocast gives on CUDA.
 
 What no count of tensors holds: the CUDA context (``CONTEXT_BYTES``), scratch memory inside kernels
-(cuBLAS, cuDNN, attention), and the gaps in the allocator's segments.
+(cuBLAS, cuDNN, attention), and the gaps in the allocator's segments. It is the memory of a single
+device: among several, DistributedDataParallel copies the gradients into buckets.
 """
 
 import dataclasses
 import re
+import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,6 +87,7 @@ class MemoryTracker(TorchDispatchMode):
         "loss": "activations",
         "backward": "recomputed and temporary",
         "optimiser": "optimiser temporaries",
+        "validation": "activations",
     }
 
     def __init__(self) -> None:
@@ -157,9 +162,24 @@ def _blocks(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
+class CudaAutocast(TorchFunctionMode):
+    """Makes autocast on the CPU choose the types that it chooses on CUDA.
+
+    Of the operations of ``DepthAnythingV2`` its rules differ for one: CUDA interpolates in float32.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.interpolate and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].float(), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """What one optimiser step of a configuration takes, without a GPU.
+    """What one optimiser step of a configuration and one batch of its validation take on a GPU.
 
     Attributes:
         peak: the largest moment.
@@ -171,14 +191,15 @@ class Simulation:
 
 
 def simulate(config: TrainConfig) -> Simulation:
-    """Simulate one optimiser step, with the optimiser's state in place.
+    """Simulate one optimiser step and one batch of validation, with the optimiser's state in place.
 
-    The paste stage is left out: what it makes is gone before the forward pass.
+    The paste stage is left out: what it makes is gone before the forward pass, and is less.
     """
+    cpu = torch.device("cpu")
     with torch.device("meta"):
         model = build_bare_model(config)
     tracker = MemoryTracker()
-    with FakeTensorMode(), tracker:
+    with FakeTensorMode(), tracker, CudaAutocast():
         _materialise(model)
         _report_modules(model, tracker)
         for parameter in model.parameters():
@@ -194,7 +215,7 @@ def simulate(config: TrainConfig) -> Simulation:
 
         def next_batch() -> tuple[Tensor, Tensor, Tensor]:
             tracker.enter_phase("batch")
-            return _empty_batch(config, torch.device("cpu"))
+            return _empty_batch(config, cpu)
 
         take_step(
             model,
@@ -204,6 +225,8 @@ def simulate(config: TrainConfig) -> Simulation:
             micro_steps=_micro_steps(config),
             enter=tracker.enter_phase,
         )
+        tracker.enter_phase("validation")
+        validate_once(model, config, cpu)
     return Simulation(peak=tracker.peak, phase_peaks=dict(tracker.phase_peaks))
 
 
@@ -227,7 +250,7 @@ def count_flops(config: TrainConfig) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """Memory of two optimiser steps on a GPU, in bytes.
+    """Memory of two optimiser steps and one batch of validation on a GPU, in bytes.
 
     Attributes:
         allocated: largest sum of tensors.
@@ -243,7 +266,7 @@ class Measurement:
 
 
 def measure(config: TrainConfig, cap: int | None = None) -> Measurement:
-    """Take two optimiser steps on the GPU, with the allocator limited to ``cap`` bytes.
+    """Train and validate on the GPU, with the allocator limited to ``cap`` bytes.
 
     Raises:
         UserError: the GPU is smaller than ``cap``, or the steps need more.
@@ -255,7 +278,7 @@ def measure(config: TrainConfig, cap: int | None = None) -> Measurement:
             raise UserError(f"--cap: expected at most the GPU's {gib(total)}, got {gib(cap)}")
         torch.cuda.set_per_process_memory_fraction(cap / total, device)
     torch.cuda.reset_peak_memory_stats(device)
-    try:
+    with out_of_memory_advised(config, cap):
         model = build_bare_model(config).to(device)
         optimizer = make_optimizer(model, config.optim, device)
         ema = Ema(model, config.optim.ema)
@@ -272,8 +295,7 @@ def measure(config: TrainConfig, cap: int | None = None) -> Measurement:
                 scaler=scaler,
             )
             ema.update(1)
-    except torch.OutOfMemoryError as error:
-        raise UserError(out_of_memory_advice(config, cap or total)) from error
+        validate_once(model, config, device)
     free, _ = torch.cuda.mem_get_info(device)
     return Measurement(
         allocated=torch.cuda.max_memory_allocated(device),
@@ -288,7 +310,8 @@ class Proposal:
     """One way to run a configuration.
 
     Attributes:
-        checkpointing, micro_batch: values of ``model.checkpointing`` and ``micro_batch``.
+        checkpointing, micro_batch, eval_batch: values of ``model.checkpointing``, ``micro_batch``
+            and ``eval.batch``.
         peak: simulated bytes.
         flops_per_image: of forward, recomputation and backward.
         fits: whether ``peak`` and a CUDA context fit the budget; tight if only without ``MARGIN``.
@@ -296,6 +319,7 @@ class Proposal:
 
     checkpointing: Checkpointing
     micro_batch: int
+    eval_batch: int
     peak: int
     flops_per_image: float
     fits: Literal["yes", "tight", "no"]
@@ -303,33 +327,46 @@ class Proposal:
     @property
     def flags(self) -> str:
         """The proposal as options of train.py."""
-        return f"--micro_batch {self.micro_batch} --model.checkpointing {self.checkpointing}"
+        return (
+            f"--micro_batch {self.micro_batch} --model.checkpointing {self.checkpointing} "
+            f"--eval.batch {self.eval_batch}"
+        )
+
+    def applied(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with these values."""
+        return dataclasses.replace(
+            config,
+            micro_batch=self.micro_batch,
+            model=dataclasses.replace(config.model, checkpointing=self.checkpointing),
+            eval=dataclasses.replace(config.eval, batch=self.eval_batch),
+        )
 
 
 def fit(config: TrainConfig, budget: int) -> list[Proposal]:
     """Simulate micro-batches of 1, 2, 4, ... and every kind of checkpointing on ``budget`` bytes.
 
     Micro-batches are divisors of ``batch``, so what is learned stays the same. The first that does
-    not fit is listed too.
+    not fit is listed too. Validation takes single images if ``eval.batch`` of them do not fit.
     """
+    validation = simulate(config).phase_peaks["validation"]
     proposals = []
     for checkpointing in get_args(Checkpointing):
-        model = dataclasses.replace(config.model, checkpointing=checkpointing)
-        flops = count_flops(dataclasses.replace(config, model=model))
-        micro_batch = 1
-        while config.batch % micro_batch == 0:
-            peak = simulate(dataclasses.replace(config, model=model, micro_batch=micro_batch)).peak
-            proposal = Proposal(
-                checkpointing=checkpointing,
-                micro_batch=micro_batch,
-                peak=peak.total,
-                flops_per_image=flops,
-                fits=_fits(peak.total, budget),
+        proposal = Proposal(
+            checkpointing=checkpointing,
+            micro_batch=1,
+            eval_batch=config.eval.batch if _fits(validation, budget) == "yes" else 1,
+            peak=0,
+            flops_per_image=0.0,
+            fits="yes",
+        )
+        flops = count_flops(proposal.applied(config))
+        while proposal.fits != "no" and config.batch % proposal.micro_batch == 0:
+            peak = simulate(proposal.applied(config)).peak.total
+            proposal = dataclasses.replace(
+                proposal, peak=peak, flops_per_image=flops, fits=_fits(peak, budget)
             )
             proposals.append(proposal)
-            if proposal.fits == "no":
-                break
-            micro_batch *= 2
+            proposal = dataclasses.replace(proposal, micro_batch=2 * proposal.micro_batch)
     return proposals
 
 
@@ -352,29 +389,57 @@ def choose(proposals: Sequence[Proposal]) -> Proposal | None:
     return min(tight, key=lambda p: p.peak, default=None)
 
 
+@contextmanager
+def out_of_memory_advised(config: TrainConfig, cap: int | None = None) -> Iterator[None]:
+    """Turn running out of device memory within into a ``UserError`` that says what would fit.
+
+    Args:
+        cap: limit of the allocator in bytes; None takes what this process has and what is free.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if cap is None:
+            free, _ = torch.accelerator.get_memory_info()
+            cap = free + torch.accelerator.memory_reserved()
+        print("out of GPU memory; simulating what would fit ...", file=sys.stderr)
+        raise UserError(out_of_memory_advice(config, cap + CONTEXT_BYTES)) from error
+
+
 def out_of_memory_advice(config: TrainConfig, budget: int) -> str:
-    """One sentence: what to change so that a training that ran out of memory fits ``budget``."""
+    """One sentence: what to change so that a training that ran out of memory fits ``budget``.
+
+    Args:
+        budget: bytes for the CUDA context and everything else.
+    """
     # What failed is not proposed again, even where the simulation says that it should have fitted.
     limit = min(budget, simulate(config).peak.total + CONTEXT_BYTES - 1)
     proposals = fit(config, limit)
     chosen = choose(proposals)
     failed = (
         f"out of GPU memory ({gib(budget)}) at micro_batch {config.micro_batch} with "
-        f"model.checkpointing {config.model.checkpointing}"
+        f"model.checkpointing {config.model.checkpointing} and eval.batch {config.eval.batch}"
     )
     if chosen is not None:
         return f"{failed}; by simulation {gib(chosen.peak)} are enough with {chosen.flags}"
     least = min(proposals, key=lambda p: p.peak)
     return (
         f"{failed}; the least it can do with is {gib(least.peak)} and a CUDA context of "
-        f"{gib(CONTEXT_BYTES)}, with {least.flags}; {SMALLER}"
+        f"{gib(CONTEXT_BYTES)}, with {least.flags}; {_smaller(config)}"
     )
 
 
-SMALLER = (
-    "take less with --optim.kind adamw8bit, a smaller --model.encoder, --model.freeze encoder, or "
-    "smaller --data.height and --data.width"
-)
+def _smaller(config: TrainConfig) -> str:
+    """What takes less memory but changes what is learned."""
+    ways = [
+        ("--optim.kind adamw8bit", config.optim.kind != "adamw8bit"),
+        ("--optim.ema 0", config.optim.ema > 0),
+        ("a smaller --model.encoder", config.model.encoder != "vits"),
+        ("--model.freeze encoder", config.model.freeze == "none" and not config.model.lora_rank),
+        ("smaller --data.height and --data.width", True),
+    ]
+    *others, last = [way for way, is_left in ways if is_left]
+    return f"take less with {', '.join(others)}{' or ' if others else ''}{last}"
 
 
 def parse_bytes(text: str) -> int:
@@ -398,12 +463,12 @@ def gib(size: float) -> str:
 def simulation_text(config: TrainConfig, result: Simulation) -> str:
     """The breakdown of a simulated peak as a table."""
     peak = result.peak
-    rows = [(name, size) for name, size in peak.parts.items() if size >= GIB // 1000]
+    rows = sorted(peak.parts.items(), key=lambda part: -part[1])
+    rows = [(name, size) for name, size in rows if size >= 0.005 * GIB]
     rows += [("peak allocated", peak.total)]
     lines = [f"simulated: {_described(config)}", *_aligned(rows)]
-    where = f"{peak.phase} pass" if peak.phase in ("forward", "backward") else f"{peak.phase} phase"
-    module = f" of {peak.module}" if peak.module else ""
-    lines.append(f"the peak is in the {where}{module} ({peak.operation})")
+    module = f", in {peak.module}" if peak.module else ""
+    lines.append(f"the peak is in the {peak.phase} phase{module} ({peak.operation})")
     phases = ", ".join(f"{name} {gib(size)}" for name, size in result.phase_peaks.items())
     lines.append(f"peak by phase: {phases}")
     lines.append(
@@ -424,19 +489,21 @@ def measurement_text(config: TrainConfig, result: Measurement) -> str:
     return "\n".join([f"measured: {_described(config)}{cap}", *_aligned(rows)])
 
 
-def fit_text(proposals: Sequence[Proposal], budget: int) -> str:
+def fit_text(config: TrainConfig, proposals: Sequence[Proposal], budget: int) -> str:
     """The proposals as a table, and the best as options of train.py."""
     lines = [
-        f"{'model.checkpointing':20} {'micro_batch':>11} {'GiB':>6} {'TFLOP/image':>11}  "
+        f"{'model.checkpointing':20} {'micro_batch':>11} {'eval.batch':>10} {'GiB':>6} "
+        f"{'TFLOP/image':>11}  "
         f"fits {gib(budget)} with a CUDA context of {gib(CONTEXT_BYTES)}"
     ]
     for p in proposals:
         tera = p.flops_per_image / 1e12
         lines.append(
-            f"{p.checkpointing:20} {p.micro_batch:11d} {p.peak / GIB:6.2f} {tera:11.3f}  {p.fits}"
+            f"{p.checkpointing:20} {p.micro_batch:11d} {p.eval_batch:10d} {p.peak / GIB:6.2f} "
+            f"{tera:11.3f}  {p.fits}"
         )
     chosen = choose(proposals)
-    lines.append(f"nothing fits; {SMALLER}" if chosen is None else chosen.flags)
+    lines.append(f"nothing fits; {_smaller(config)}" if chosen is None else chosen.flags)
     return "\n".join(lines)
 
 
@@ -444,7 +511,8 @@ def _described(config: TrainConfig) -> str:
     return (
         f"{config.model.encoder}, {config.data.height} x {config.data.width}, "
         f"micro_batch {config.micro_batch}, precision {config.precision}, "
-        f"checkpointing {config.model.checkpointing}"
+        f"checkpointing {config.model.checkpointing}, {config.optim.kind}, "
+        f"eval.batch {config.eval.batch}"
     )
 
 
@@ -491,13 +559,10 @@ def take_step(
         scaler: of fp16 gradients.
     """
     scaler = scaler or torch.amp.GradScaler(enabled=False)
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
     for _ in range(micro_steps):
         image, truth_m, weight = next_batch()
         enter("forward")
-        with torch.autocast(
-            image.device.type, dtype, enabled=config.precision != "no", cache_enabled=False
-        ):
+        with _autocast(config, image.device):
             prediction = model(image)
         enter("loss")
         losses = depth_loss(model.kind, prediction, truth_m, weight, config.loss)
@@ -511,11 +576,28 @@ def take_step(
     optimizer.zero_grad()
 
 
-def _empty_batch(config: TrainConfig, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, truth and weight without content, for ``take_step``."""
+@torch.no_grad()
+def validate_once(model: DepthAnythingV2, config: TrainConfig, device: torch.device) -> None:
+    """Predict one batch of a validation without content."""
+    image, *_ = _empty_batch(config, device, images=config.eval.batch)
+    with _autocast(config, device):
+        model(image)
+
+
+def _autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """As ``flatdepth.train.make_accelerator`` sets it."""
+    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+    return torch.autocast(device.type, dtype, enabled=config.precision != "no", cache_enabled=False)
+
+
+def _empty_batch(
+    config: TrainConfig, device: torch.device, *, images: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, truth and weight without content, for ``take_step``; a micro-batch by default."""
+    images = images or config.micro_batch
     size = (config.data.height, config.data.width)
-    image = torch.zeros(config.micro_batch, 3, *size, device=device)
-    truth_m = torch.ones(config.micro_batch, 1, *size, device=device)
+    image = torch.zeros(images, 3, *size, device=device)
+    truth_m = torch.ones(images, 1, *size, device=device)
     return image, truth_m, torch.ones_like(truth_m)
 
 

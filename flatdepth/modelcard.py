@@ -15,10 +15,10 @@ import yaml
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import read_metadata
 from flatdepth.pictures import write_atomic
+from flatdepth.runlog import FORMAT
 
 Layout = Literal["files", "transformers"]
 
-_FORMAT = 1
 _NAMES = {"vits": "Small", "vitb": "Base", "vitl": "Large", "vitg": "Giant"}
 _OFFICIAL = "depth-anything/"
 _TOP_KEYS = ("steps", "batch", "precision", "seed")
@@ -65,9 +65,9 @@ def read_run(run: Path) -> RunRecord:
             f"{run} does not hold the config.yaml and metrics.json of a training run ({reason}); "
             "restore them or train again"
         ) from error
-    if version != _FORMAT:
+    if version != FORMAT:
         raise UserError(
-            f"{run / 'metrics.json'} has format {version!r}, this version reads {_FORMAT}; use the "
+            f"{run / 'metrics.json'} has format {version!r}, this version reads {FORMAT}; use the "
             "flatdepth version that wrote it"
         )
     return RunRecord(config, metrics)
@@ -146,9 +146,13 @@ def _what_it_is(metadata: Mapping[str, str]) -> str:
     size = _NAMES.get(metadata["encoder"], "a tiny network for tests and the quickstart")
     text = (
         f"Depth Anything V2 architecture, encoder `{metadata['encoder']}` ({size}). From one image "
-        f"it predicts {says}. Trained with flatdepth so that "
-        "mirrors, paintings, posters and screens come out as the flat surfaces that they are."
+        f"it predicts {says}."
     )
+    if "run" in metadata:
+        text += (
+            " Trained with flatdepth so that mirrors, paintings, posters and screens come out as "
+            "the flat surfaces that they are."
+        )
     if blend := metadata.get("blend"):
         text += f" The weights are a blend: {blend}."
     return text
@@ -165,18 +169,22 @@ def _use(name: str, metadata: Mapping[str, str], layout: Layout) -> str:
             'inputs = processor(images=image, return_tensors="pt")\n'
             "depth = model(**inputs).predicted_depth\n```\n\n"
             "At 518 x 518 pixels this equals the original code to rounding; at other sizes "
-            "transformers places the position embedding slightly differently.",
+            "transformers places the position embedding differently, which moves single depths "
+            "by up to a few percent.",
         )
-    far = f", max_depth={float(metadata['max_depth_m']):g}" if "max_depth_m" in metadata else ""
-    return _section(
-        "Use",
+    text = (
         "```python\n"
         "from flatdepth.models.checkpoint import open_model\n\n"
         f'model, report = open_model("{name}.safetensors")  # or .pth\n'
-        "depth = model(image)  # (b, 3, h, w) sRGB in 0..1; sides multiples of 14\n```\n\n"
-        f"The names of the tensors are the official ones: the original code loads `{name}.pth` too "
-        f"(`DepthAnythingV2(...{far})`, `load_state_dict`).",
+        "depth = model(image)  # (b, 3, h, w) sRGB in 0..1; sides multiples of 14\n```"
     )
+    if metadata["encoder"] in _NAMES:
+        far = f", max_depth={float(metadata['max_depth_m']):g}" if "max_depth_m" in metadata else ""
+        text += (
+            "\n\nThe names of the tensors are the official ones: the original code loads "
+            f"`{name}.pth` too (`DepthAnythingV2(...{far})`, `load_state_dict`)."
+        )
+    return _section("Use", text)
 
 
 def _recipe(run: RunRecord) -> str:
@@ -205,19 +213,28 @@ def _recipe(run: RunRecord) -> str:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    """``key value, key value``; lists of paths are said elsewhere."""
-    shown = []
-    for key, value in values.items():
-        if isinstance(value, str):
-            shown.append(f"{key} {_public(value)}")
-        elif isinstance(value, list) and all(isinstance(part, int | float) for part in value):
-            if value:
-                shown.append(f"{key} {' to '.join(f'{part:g}' for part in value)}")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            shown.append(f"{key} {value:g}")
-        elif not isinstance(value, list | dict):
-            shown.append(f"{key} {json.dumps(value)}")
-    return ", ".join(shown)
+    """``key value, key value``; the data's sets are said elsewhere, empty values not at all."""
+    return ", ".join(
+        f"{key} {_value(value)}"
+        for key, value in values.items()
+        if key not in ("train", "val", "art") or not isinstance(value, list)
+        if value not in ([], {})
+    )
+
+
+def _value(value: Any) -> str:
+    match value:
+        case str():
+            return _public(value)
+        case bool() | None:
+            return json.dumps(value)
+        case int() | float():
+            return f"{value:g}"
+        case dict():
+            return f"({_listed(value)})"
+        case [int() | float() as low, int() | float() as high]:
+            return f"{low:g} to {high:g}"
+    return f"({'; '.join(map(_value, value))})"
 
 
 def _figures(metadata: Mapping[str, str], run: RunRecord | None) -> str:

@@ -37,13 +37,13 @@ def make_optimizer(
     return kinds[config.kind](groups, fused=True if device.type == "cuda" else None)
 
 
-def import_extra(package: str, wanted_by: str, extra: str) -> ModuleType:
+def import_extra(package: str, wanted_by: str, extra: str | None = None) -> ModuleType:
     """Import an optional dependency.
 
     Args:
         package: its name.
         wanted_by: the configuration key and value that need it, for the message.
-        extra: the extra of flatdepth that installs it.
+        extra: the extra of flatdepth that installs it; None if none does.
 
     Raises:
         UserError: the package is missing or does not import.
@@ -51,6 +51,7 @@ def import_extra(package: str, wanted_by: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
+        wanted = package if extra is None else f"'flatdepth[{extra}]'"
         raise UserError(
-            f"{wanted_by} needs the package {package} ({error}); pip install 'flatdepth[{extra}]'"
+            f"{wanted_by} needs the package {package} ({error}); pip install {wanted}"
         ) from error

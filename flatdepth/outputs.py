@@ -19,7 +19,7 @@ from flatdepth.pictures import colour_depth, depth_limits
 from flatdepth.pointcloud import depth_edges, ply_bytes, unproject
 
 Product: TypeAlias = Literal["depth", "npy", "colour", "side", "ply"]
-PngUnit: TypeAlias = Literal["mm", "cm"]
+PngUnit: TypeAlias = Literal["mm", "cm", "inverse"]
 
 SUFFIXES: Mapping[str, str] = {
     "depth": "_depth.png",
@@ -32,6 +32,8 @@ DESCRIPTION_SUFFIX = "_depth.json"
 """Says what the values of ``depth``, ``npy`` and ``ply`` mean; written along with any of them."""
 
 METRES_PER_CODE: Mapping[str, float] = {"mm": 0.001, "cm": 0.01}
+"""Of the units in which depth itself is coded."""
+
 LAST_CODE = 65535
 
 QUANTITIES: Mapping[str, str] = {
@@ -105,7 +107,7 @@ def render(
         about: further entries of the description.
     """
     values = prediction.values
-    codes, scale, offset = depth_codes(values, prediction.kind, png_unit)
+    codes, scale, offset = depth_codes(prediction, png_unit)
     files: dict[str, bytes] = {}
     if "depth" in products:
         files[SUFFIXES["depth"]] = _png(codes)
@@ -128,7 +130,14 @@ def render(
             "quantity": QUANTITIES[prediction.kind],
             "smallest": float(values.min()),
             "largest": float(values.max()),
-            "png": {"value": "scale * code + offset", "scale": scale, "offset": offset},
+            "png": {
+                "holds": "depth in metres"
+                if _codes_depth(prediction, png_unit)
+                else "inverse depth",
+                "value": "scale * code + offset",
+                "scale": scale,
+                "offset": offset,
+            },
             "flatdepth": flatdepth.__version__,
         }
         if prediction.camera is not None:
@@ -138,28 +147,38 @@ def render(
 
 
 def depth_codes(
-    values: Float32[np.ndarray, "h w"], kind: Kind, unit: PngUnit
+    prediction: Prediction, unit: PngUnit
 ) -> tuple[UInt16[np.ndarray, "h w"], float, float]:
-    """16-bit codes of a depth map, and the scale and offset that undo them.
+    """16-bit codes of a prediction, and the scale and offset that undo them.
 
-    Metric depth is coded in ``unit``, from 1 to 65535: what is nearer or farther saturates (beyond
-    65.535 m in mm), and 0, which most programs take for unknown, does not occur. Relative inverse
-    depth is spread over the whole range, its smallest value at 0.
+    Depth is coded in mm or cm, from 1 to 65535: what is nearer or farther saturates (beyond
+    65.535 m in mm), and 0, which most programs take for unknown, does not occur. Inverse depth,
+    of a relative network always, is spread over the whole range, its smallest value at 0.
     """
-    if kind == "metric":
+    if _codes_depth(prediction, unit):
         scale, offset, first = METRES_PER_CODE[unit], 0.0, 1
+        values = prediction.values
     else:
+        values = prediction.inverse
         offset, first = float(values.min()), 0
         scale = (float(values.max()) - offset) / LAST_CODE or 1.0
-    codes = np.rint((values.astype(np.float64) - offset) / scale)
-    return codes.clip(first, LAST_CODE).astype(np.uint16), scale, offset
+    codes = values.astype(np.float64)  # in place from here: it may be large
+    codes -= offset
+    codes /= scale
+    np.rint(codes, out=codes)
+    return codes.clip(first, LAST_CODE, out=codes).astype(np.uint16), scale, offset
 
 
 def saturated_pixels(prediction: Prediction, unit: PngUnit) -> int:
     """How many pixels are too far for the codes of ``depth_codes``."""
-    if prediction.kind == "relative":
+    if not _codes_depth(prediction, unit):
         return 0
     return int((prediction.values > (LAST_CODE + 0.5) * METRES_PER_CODE[unit]).sum())
+
+
+def _codes_depth(prediction: Prediction, unit: PngUnit) -> bool:
+    """Whether the codes stand for depth rather than inverse depth."""
+    return prediction.kind == "metric" and unit != "inverse"
 
 
 def colour_inverse(inverse: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.readers.base import Item, Listing, Reader
+from flatdepth.readers.files import printable
 from flatdepth.shards import (
     INDEX_NAME,
     SKIPPED_NAME,
@@ -68,6 +69,8 @@ class PackSummary:
         dataset: its short name.
         frames, scenes, shards, bytes: what the set holds, earlier runs included.
         skipped: reason -> number of frames left out.
+        damaged: how many of these were read and could not be used; the others are ruled out by
+            the dataset's own lists.
         packed: frames packed by this run.
         seconds: how long this run took.
         already_complete: the set was finished before and nothing was done.
@@ -80,6 +83,7 @@ class PackSummary:
     shards: int
     bytes: int
     skipped: Mapping[str, int]
+    damaged: int
     packed: int
     seconds: float
     already_complete: bool
@@ -93,6 +97,8 @@ class PackSummary:
             ("left out", str(sum(self.skipped.values()))),
         ]
         rows += [(f"  {reason}", str(n)) for reason, n in _most_frequent(self.skipped)]
+        if self.skipped:
+            rows.append(("listed in", f"{self.out.rstrip('/')}/{SKIPPED_NAME}"))
         if self.already_complete:
             rows.append(("state", "was complete, nothing done (raw data added since is not in it)"))
         else:
@@ -113,7 +119,8 @@ def pack(
 ) -> PackSummary:
     """Pack a raw layout into a shard set.
 
-    Frames that cannot be used are left out, counted and listed in ``skipped.jsonl``. An
+    Frames that cannot be used are named on standard error and left out, counted and listed in
+    ``skipped.jsonl`` (those that the dataset's own lists rule out without a detail). An
     interrupted run goes on after its last finished shard when it is called again and gives the
     same bytes as an uninterrupted one.
 
@@ -148,7 +155,7 @@ def pack(
         index = Index.from_json(finished, f"{target}/{INDEX_NAME}")
         refuse_other_request(target, index.request, request, finished=True)
         output.remove_work()
-        return _summary(target, index, 0, started, already_complete=True)
+        return _summary(output, index, 0, started, already_complete=True)
     listing = reader.list()
     _check_listing(listing)
     request["listing"] = _fingerprint(listing)
@@ -175,6 +182,7 @@ def pack(
             for number, result in got:
                 if isinstance(result, Skip):
                     writer.skip(result)
+                    progress.say(f"left out {result.key}: {result.reason} ({result.detail})")
                 else:
                     writer.add(number - first, result)
                 progress.step(writer.skipped)
@@ -194,7 +202,7 @@ def pack(
         ) from error
     finally:
         writer.abandon()
-    return _summary(target, index, writer.frames - before, started, already_complete=False)
+    return _summary(output, index, writer.frames - before, started, already_complete=False)
 
 
 def part_name(i: int, n: int) -> str:
@@ -227,7 +235,7 @@ def merge(
     if (finished := output.read(INDEX_NAME)) is not None:
         if finished != index.to_json():
             raise UserError(f"{out} holds another finished set; choose another --out")
-        return _summary(os.fspath(out), index, 0, started, already_complete=True)
+        return _summary(output, index, 0, started, already_complete=True)
     sources = [Path(part.url, shard.name) for part in parts for shard in part.index.shards]
     for source, shard in zip(sources, index.shards, strict=True):
         _link(source, Path(out, shard.name))
@@ -235,7 +243,7 @@ def merge(
     output.write(SKIPPED_NAME, lines)
     output.write(INDEX_NAME, index.to_json())
     output.remove_work()
-    return _summary(os.fspath(out), index, len(index), started, already_complete=False)
+    return _summary(output, index, len(index), started, already_complete=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,7 +429,8 @@ class _Job:
             check_frame(raw, self.reader, self.min_valid)
             return encode_sample(raw, self.level)
         except BadFrame as error:
-            return Skip(key=item.key, reason=error.reason, detail=error.detail)
+            detail = printable(error.detail or "no more is known")
+            return Skip(key=item.key, reason=error.reason, detail=detail)
         except Exception as error:
             error.add_note(f"while packing {item.key}")
             raise
@@ -518,6 +527,11 @@ class _Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def say(self, message: str) -> None:
+        """A line that does not break the bar."""
+        with self._lock:
+            tqdm.write(message, file=sys.stderr)
+
     def step(self, skipped: int) -> None:
         with self._lock:
             self._done += 1
@@ -604,16 +618,18 @@ def _nothing_usable(output: Output, skips: list[Skip]) -> str:
 
 
 def _summary(
-    out: str, index: Index, packed: int, started: float, *, already_complete: bool
+    output: Output, index: Index, packed: int, started: float, *, already_complete: bool
 ) -> PackSummary:
+    listed = (json.loads(line) for line in (output.read(SKIPPED_NAME) or b"").splitlines())
     return PackSummary(
-        out=out,
+        out=output.url,
         dataset=index.dataset,
         frames=len(index),
         scenes=len(set(index.scenes)),
         shards=len(index.shards),
         bytes=sum(shard.bytes for shard in index.shards),
         skipped=index.skipped,
+        damaged=sum(bool(row["detail"]) for row in listed),
         packed=packed,
         seconds=time.monotonic() - started,
         already_complete=already_complete,
@@ -692,8 +708,11 @@ def _verify_shard(shards: ShardSet, number: int, progress: _Progress) -> list[tu
     except OSError as error:
         return [(shard.name, "", f"cannot be read ({error})")]
     damage = []
+    ends = shards.index.spans()[:, 1]
     for i in rows:
-        if what := _sample_damage(shards, i):
+        beyond = ends[i] > size  # not read: a damaged index may announce any length
+        what = f"ends at byte {ends[i]} of {size}" if beyond else _sample_damage(shards, i)
+        if what:
             damage.append((shard.name, shards.keys[i], what))
         progress.step(0)
     if size != shard.bytes:

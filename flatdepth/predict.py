@@ -7,11 +7,12 @@ it is what may be resized, aligned and blended (``flatdepth.types``).
 
 import errno
 import math
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.geometry import View, view_image
-from flatdepth.inputs import Input, find_inputs, open_photo, printable
+from flatdepth.inputs import Input, announced_pixels, find_inputs, open_photo, printable
 from flatdepth.loader import in_order
 from flatdepth.models.depth_anything import PATCH, Kind
 from flatdepth.outputs import (
@@ -53,6 +54,9 @@ MOST_ASPECT = 4
 TILE_OVERLAP = 0.25
 """Of a tile's side."""
 
+LARGE_PIXELS = 1 << 24
+"""Larger pictures wait for the others and go one at a time, so that they share no memory."""
+
 _LEAST_DEPTH_M = 1e-3
 _THREADS = 4
 _SECONDS_PER_LINE = 5
@@ -77,7 +81,7 @@ class PredictOptions:
         size: shorter side of the network's input in pixels, a multiple of 14.
         batch: most images, or tiles of one image, that the network is given at once.
         tiles: refine the prediction with tiles of ``size`` pixels at the input's own resolution.
-        png_unit: what one code of a metric depth PNG stands for.
+        png_unit: what the codes of a metric depth PNG stand for.
         intrinsics: fx, fy, cx, cy in pixels of the inputs, pixel centres at integer + 0.5.
         fov_deg: horizontal field of view in degrees, in place of intrinsics.
         prune: points are left out where depth jumps by more than this share.
@@ -289,7 +293,8 @@ def plan_inputs(arguments: Sequence[str], out: Path, options: PredictOptions) ->
         raise _unwritable(out, error) from error
     suffixes = output_suffixes(options.write)
     targets = (out / (item.name + suffix) for item in inputs for suffix in suffixes)
-    existing = [] if options.overwrite else [target for target in targets if target.exists()]
+    # Not Path.exists, which raises where a name is too long for an output.
+    existing = [] if options.overwrite else [one for one in targets if os.path.lexists(one)]
     if existing:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise UserError(
@@ -329,8 +334,8 @@ def predict_files(
     written: list[Written] = []
     skipped: list[Skipped] = []
 
-    def write(result: _Predicted | Skipped) -> Written | Skipped:
-        if isinstance(result, Skipped):
+    def write(result: _Predicted | _Postponed | Skipped) -> Written | _Postponed | Skipped:
+        if not isinstance(result, _Predicted):
             return result
         about = {
             "image": result.source.path.name,
@@ -345,8 +350,13 @@ def predict_files(
             prune=options.prune,
             about=about,
         )
-        for suffix, data in files.items():
-            write_atomic(out / (result.source.name + suffix), data)
+        try:
+            for suffix, data in files.items():
+                write_atomic(out / (result.source.name + suffix), data)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return Skipped(result.source, "its name is too long for outputs; shorten it")
         in_png = "depth" in options.write
         saturated = saturated_pixels(result.prediction, options.png_unit) if in_png else 0
         return Written(result.source, saturated)
@@ -355,16 +365,28 @@ def predict_files(
         with warnings.catch_warnings(), _Progress(len(inputs)) as progress:
             # Of damaged metadata, which do not matter here.
             warnings.filterwarnings("ignore", module=r"PIL|pillow_heif")
-            predicted = _predicted(model, inputs, options, device, progress.say)
-            for result in in_order(write, predicted, threads=_THREADS, ahead=_THREADS):
-                if isinstance(result, Skipped):
-                    skipped.append(result)
-                    progress.say(str(result))
-                else:
-                    if result.saturated and not any(one.saturated for one in written):
-                        progress.say(_saturation(result, options.png_unit))
-                    written.append(result)
-                progress.step()
+            large: list[Input] = []
+            for lane, threads in ((inputs, _THREADS), (large, 1)):
+                predicted = _predicted(
+                    model,
+                    lane,
+                    options if threads > 1 else replace(options, batch=1),
+                    device,
+                    threads=threads,
+                    say_doubt=None if written else progress.say,
+                )
+                for result in in_order(write, predicted, threads=threads, ahead=threads):
+                    if isinstance(result, _Postponed):
+                        large.append(result.source)
+                        continue
+                    if isinstance(result, Skipped):
+                        skipped.append(result)
+                        progress.say(str(result))
+                    else:
+                        if result.saturated and not any(one.saturated for one in written):
+                            progress.say(_saturation(result, options.png_unit))
+                        written.append(result)
+                    progress.step()
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU's memory is full; lower --batch or --size, or add --device cpu"
@@ -398,6 +420,13 @@ class _Opened:
     camera: Camera | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Postponed:
+    """An input of more than ``LARGE_PIXELS``."""
+
+    source: Input
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Predicted:
     source: Input
@@ -410,20 +439,28 @@ def _predicted(
     inputs: Sequence[Input],
     options: PredictOptions,
     device: torch.device,
-    say: Callable[[str], None],
-) -> Iterator[_Predicted | Skipped]:
-    """Predictions and skipped inputs, in the order in which batches fill up."""
+    *,
+    threads: int,
+    say_doubt: Callable[[str], None] | None,
+) -> Iterator[_Predicted | _Postponed | Skipped]:
+    """Predictions and what was put aside, in the order in which batches fill up.
 
-    def load(item: Input) -> _Opened | Skipped:
+    Args:
+        threads: that open pictures; large ones are postponed unless it is a single one.
+        say_doubt: what the first prediction is to be doubted with.
+    """
+
+    def load(item: Input) -> _Opened | _Postponed | Skipped:
         try:
+            if threads > 1 and announced_pixels(item.path) > LARGE_PIXELS:
+                return _Postponed(item)
             return _open(item, options)
         except BadFrame as error:
             return Skipped(item, error.detail)
 
-    first = True
-    loaded = in_order(load, inputs, threads=_THREADS, ahead=2 * _THREADS)
+    loaded = in_order(load, inputs, threads=threads, ahead=2 * threads - 1)
     for group in _batches(loaded, 1 if options.tiles else options.batch):
-        if isinstance(group, Skipped):
+        if not isinstance(group, list):
             yield group
             continue
         images = [one.image for one in group]
@@ -435,9 +472,9 @@ def _predicted(
             if not np.isfinite(inverse).all():
                 yield Skipped(one.source, "the prediction is not finite; try --device cpu")
                 continue
-            if first and (trouble := doubt(inverse, model)):
-                say(f"warning: {printable(one.source.path)}: {trouble}")
-            first = False
+            if say_doubt is not None and (trouble := doubt(inverse, model)):
+                say_doubt(f"warning: {printable(one.source.path)}: {trouble}")
+            say_doubt = None
             prediction = Prediction(
                 image=one.image,
                 inverse=inverse,
@@ -476,11 +513,13 @@ def choose_camera(
     return Camera(K_px=centred_pinhole(focal, height, width), origin=origin)
 
 
-def _batches(loaded: Iterable[_Opened | Skipped], size: int) -> Iterator[list[_Opened] | Skipped]:
+def _batches(
+    loaded: Iterable[_Opened | _Postponed | Skipped], size: int
+) -> Iterator[list[_Opened] | _Postponed | Skipped]:
     """Groups of one network size; the oldest goes early rather than too many images waiting."""
     waiting: dict[tuple[int, int], list[_Opened]] = {}
     for item in loaded:
-        if isinstance(item, Skipped):
+        if not isinstance(item, _Opened):
             yield item
             continue
         group = waiting.setdefault(item.network, [])

@@ -231,11 +231,11 @@ def _number(value: object) -> float:
 
 def _page(run: Run) -> str:
     sections = (
-        section("AbsRel by region", _summary(run)),
-        section("Curves", _curves(run)),
-        section("Pictures", _gallery(run)),
+        section("AbsRel by region", summary(run)),
+        section("Curves", curves(run)),
+        section("Pictures", gallery(run)),
         section("All metrics by region", _metric_cards(run)),
-        section("What the metrics mean", _definitions(run)),
+        section("What the metrics mean", definitions(run)),
         section("The run", _facts(run)),
     )
     state = "finished" if run.finished else "not finished"
@@ -254,9 +254,9 @@ def _page(run: Run) -> str:
 <header>
 <p class="kicker">flatdepth training run <span class="state">{state}</span></p>
 <h1>{escape(run.name)}</h1>
-<p class="headline">{_headline(run)}</p>
+<p class="headline">{headline(run)}</p>
 {_tiles(run)}
-{_notes(run)}
+{notes_html(run)}
 </header>
 {"".join(sections)}
 {_config(run)}
@@ -270,7 +270,7 @@ def section(title: str, body: str) -> str:
     return f"<section>\n<h2>{title}</h2>\n{body}\n</section>\n" if body else ""
 
 
-def _notes(run: Run) -> str:
+def notes_html(run: Run) -> str:
     notes = list(run.notes)
     if not run.finished:
         last = f" Its last logged step is {run.history[-1]['step']:,}." if run.history else ""
@@ -283,7 +283,7 @@ def _abs_rel(evaluation: Evaluation, region: str) -> float:
     return evaluation.table.get(region, {}).get("abs_rel", math.nan)
 
 
-def _headline(run: Run) -> str:
+def headline(run: Run) -> str:
     """The result in one sentence, as HTML."""
     if not run.evaluations:
         return "No evaluation has been written yet."
@@ -333,7 +333,7 @@ def _tiles(run: Run) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _summary(run: Run) -> str:
+def summary(run: Run) -> str:
     if not run.evaluations:
         return ""
     rows = [
@@ -484,7 +484,7 @@ def _change(start: float, end: float, *, higher_is_better: bool) -> str:
     return f'<span class="{verdict}">{_percent(start, end)}</span>'
 
 
-def _definitions(run: Run) -> str:
+def definitions(run: Run) -> str:
     used = {name for region in _regions(run) for name in _metric_names(run, region)}
     items = "".join(
         f"<dt>{escape(label)}</dt><dd>{escape(definition)}; {BETTER[name]} is better</dd>"
@@ -505,7 +505,7 @@ def _protocol(run: Run) -> str:
     return f"<p class='small'><b>Protocol:</b> {escape(run.protocol)}</p>"
 
 
-def _curves(run: Run) -> str:
+def curves(run: Run) -> str:
     if not run.history:
         return ""
     evaluations = [{"step": entry.step, "table": entry.table} for entry in run.evaluations]
@@ -528,7 +528,7 @@ def _curves(run: Run) -> str:
     )
 
 
-def _gallery(run: Run) -> str:
+def gallery(run: Run) -> str:
     return "".join(
         f'<figure><div class="scroll sheet" tabindex="0" role="region" aria-label="{escape(name)}">'
         f'<img src="{data_uri("image/webp", data)}" width="{width}" height="{height}" '
@@ -543,9 +543,9 @@ def _facts(run: Run) -> str:
         "Duration": duration(run.seconds) if math.isfinite(run.seconds) else "",
         "Steps": f"{run.history[-1]['step']:,}" if run.history else "",
         "Skipped steps": f"{sum(lost(record) for record in run.history):,}" if run.history else "",
-        "Images per second": _median(run, "images_per_s", "{:,.1f} (median)"),
-        "Waiting for data": _median(run, "data_wait_share", "{:.1%} of the time (median)"),
-        "Gradient norm": _median(run, "grad_norm", "{:.3g} (median)"),
+        "Images per second": typical(run, "images_per_s", "{:,.1f} (median)"),
+        "Waiting for data": typical(run, "data_wait_share", "{:.1%} of the time (median)"),
+        "Gradient norm": typical(run, "grad_norm", "{:.3g} (median)"),
         "Device": run.device,
         "Versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
     }
@@ -560,7 +560,7 @@ def lost(record: Mapping[str, Any]) -> bool:
     return not (isinstance(loss, (int, float)) and math.isfinite(loss))
 
 
-def _median(run: Run, key: str, form: str) -> str:
+def typical(run: Run, key: str, form: str) -> str:
     values = [record[key] for record in run.history]
     known = [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
     return form.format(median(known)) if known else ""

@@ -13,6 +13,7 @@
 """
 
 import dataclasses
+import importlib
 import json
 import math
 import platform
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
@@ -31,7 +33,7 @@ from flatdepth.config import TrainConfig
 from flatdepth.evaluate import protocol
 from flatdepth.pictures import save_png, write_atomic
 from flatdepth.report import write_report
-from flatdepth.state import Progress, versions
+from flatdepth.state import Progress, versions, writing
 
 FORMAT = 1
 SHOWN_REGIONS = ("clean", "background", "flat", "mirror", "art", "frame")
@@ -70,7 +72,8 @@ class RunLog:
         step = self._progress.step
         if self._main:
             record = {"step": step} | {name: _json_number(v) for name, v in values.items()}
-            with (self._run / "history.jsonl").open("a", encoding="utf-8") as history:
+            path = self._run / "history.jsonl"
+            with writing(self._run), path.open("a", encoding="utf-8") as history:
                 history.write(json.dumps(record) + "\n")
             if self._bar is not None:
                 self._bar.update()
@@ -96,25 +99,30 @@ class RunLog:
         if self._main:
             if sheet is not None:
                 name = f"{step:06d}_{label.replace(' ', '_')}.png"
-                save_png(sheet, self._run / "pictures" / name)
+                with writing(self._run):
+                    save_png(sheet, self._run / "pictures" / name)
             parts = [
                 f"{region} {table[region]['abs_rel']:.3f}"
                 for region in SHOWN_REGIONS
                 if region in table
             ]
             self._say(f"validation ({label}, step {step}), AbsRel: {', '.join(parts)}")
-            self._write(finished=False)
+            with writing(self._run):
+                self._write(finished=False)
         flat = {
             f"val/{region}/{metric}": value
             for region, row in table.items()
             for metric, value in row.items()
         }
         self._accelerator.log(flat, step=step)
+        if sheet is not None:
+            _track_pictures(self._accelerator, sheet, step)
 
     def close(self, *, finished: bool) -> dict[str, Any]:
         """Write the last metrics.json and report; returns the metrics."""
         if self._main:
-            self._write(finished=finished)
+            with writing(self._run):
+                self._write(finished=finished)
             if self._bar is not None:
                 self._bar.close()
             if finished:
@@ -148,6 +156,19 @@ class RunLog:
             print(text, flush=True)
         else:
             self._bar.write(text)
+
+
+def _track_pictures(accelerator: Accelerator, sheet: Image.Image, step: int) -> None:
+    """Send the contact sheet to the trackers, each of which wants it otherwise."""
+    name = "val/pictures"
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: np.asarray(sheet)[None]}, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({name: [sheet]}, step=step)
+        elif tracker.name == "trackio":
+            trackio = importlib.import_module("trackio")
+            tracker.log({name: trackio.Image(np.asarray(sheet))}, step=step)
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

@@ -4,20 +4,27 @@
 random states), ``ema.safetensors`` if weights are averaged, and ``state.json`` with the position,
 the evaluations, the resolved configuration and the versions. The directory is filled under a
 temporary name, synced to disk and renamed; older checkpoints are deleted after that.
+
+The random states are accelerate's and nothing reads them: what is random in a sample is a function
+of the seed and its position, and the network draws no random numbers after it is built.
 """
 
 import dataclasses
 import json
 import math
 import os
+import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flatdepth.config import TrainConfig
@@ -131,6 +138,32 @@ def newest_checkpoint(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step of a checkpoint, from its directory's name."""
+    return int(checkpoint.name.removeprefix(".").removeprefix("step-").removesuffix(".tmp"))
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Within, what cannot be written (a full disk, say) is a ``UserError`` that says what is left.
+
+    torch.save reports it as a RuntimeError of its archive writer.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        good = newest_checkpoint(run)
+        left = "there is no checkpoint yet" if good is None else f"the last good one is {good}"
+        reason = " ".join(str(error).split())
+        free = shutil.disk_usage(run).free // 2**20
+        raise UserError(
+            f"cannot write to {run} ({reason}; {free} MiB are free); {left}; free space there and "
+            "run the same command again to go on from it"
+        ) from error
+
+
 def save_checkpoint(
     accelerator: Accelerator, run: Path, progress: Progress, config: TrainConfig, ema: Ema
 ) -> Path:
@@ -138,6 +171,9 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        UserError: it could not be written; older checkpoints are as they were.
     """
     target = run / "checkpoints" / f"step-{progress.step:08d}"
     if target.exists():
@@ -147,24 +183,27 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    with writing(run):
+        accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if average := ema.state_dict():
-            save_file(average, temporary / EMA_FILE)
         document = {
             "format": FORMAT,
             "ranks": accelerator.num_processes,
+            "fsdp": _is_sharded(accelerator),
             "progress": dataclasses.asdict(progress),
             "config": dataclasses.asdict(config),
             "versions": versions(),
         }
-        (temporary / STATE_FILE).write_text(json.dumps(document, indent=1))
-        for file in sorted(temporary.rglob("*")):
-            _sync(file)
-        _sync(temporary)
-        temporary.rename(target)
-        _sync(target.parent)
+        with writing(run):
+            if average := ema.state_dict():
+                save_file(average, temporary / EMA_FILE)
+            (temporary / STATE_FILE).write_text(json.dumps(document, indent=1))
+            for file in sorted(temporary.rglob("*")):
+                _sync(file)
+            _sync(temporary)
+            temporary.rename(target)
+            _sync(target.parent)
         _prune(target.parent, config.keep)
     accelerator.wait_for_everyone()
     return target
@@ -177,13 +216,24 @@ def load_checkpoint(
 
     Raises:
         UserError: the checkpoint is of another format, or was made with a configuration that
-            differs in a key that may not change.
+            differs in a key that may not change, or this host does not see it.
     """
+    if not (path / STATE_FILE).exists():
+        raise UserError(
+            f"{path} of the main process is not on host {platform.node()}; put runs on a file "
+            "system that all hosts share, or copy the checkpoint there"
+        )
     document = json.loads((path / STATE_FILE).read_text())
     if document["format"] != FORMAT:
         raise UserError(
             f"{path}: checkpoint format {document['format']}, this version reads {FORMAT}; "
             "start a new run with another name"
+        )
+    if document.get("fsdp", False) != _is_sharded(accelerator):
+        began = "without" if _is_sharded(accelerator) else "with"
+        raise UserError(
+            f"{path} was made {began} FSDP; launch the run as it was begun, or start a new one "
+            "with another name"
         )
     changed = config_changes(document["config"], _plain(dataclasses.asdict(config)))
     unsafe = {key: pair for key, pair in changed.items() if key not in SAFE_TO_CHANGE}
@@ -195,6 +245,9 @@ def load_checkpoint(
             + "; set it back, or start a new run with another name"
         )
     accelerator.load_state(str(path))
+    # accelerate's count of micro-batches, from which it tells where optimiser steps end, is of the
+    # accumulation that the checkpoint was made with.
+    accelerator.step = 0
     if ema.state_dict():
         ema.load_state_dict(load_file(path / EMA_FILE))
     return Progress(**document["progress"])
@@ -218,6 +271,10 @@ def _plain(value: dict[str, object]) -> dict[str, object]:
     """As JSON would give it back: tuples become lists."""
     plain: dict[str, object] = json.loads(json.dumps(value))
     return plain
+
+
+def _is_sharded(accelerator: Accelerator) -> bool:
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
 def _sync(path: Path) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Float64
 
 _LEAST_SPREAD = 1e-6  # standard deviation over mean: the rounding of float32
 _LEAST_CORRELATION = 0.5
+_MOST_FITS = 20  # 4 or 5 are usual; rounding may make a cell come and go for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +59,20 @@ def align(
 
     Means over cells of ``cell`` pixels are compared, the resolution of the reference: detail that
     only the tile has would count as noise in it and flatten the fit. Least squares in float64,
-    twice refitted without the cells beyond three robust standard deviations (1.4826 MAD, Hampel
-    1974). A tile whose correlation with the reference is below 0.5 was predicted without seeing
-    enough (a blank wall); the reference is returned in its place.
+    refitted without the cells beyond three robust standard deviations (1.4826 MAD, Hampel 1974)
+    until these are the same ones again: the first fit is drawn towards them, and so finds some of
+    them only later. A tile whose correlation with the reference is below 0.5 was predicted without
+    seeing enough (a blank wall); the reference is returned in its place.
     """
     x, y = _cell_means(tile, cell), _cell_means(reference, cell)
     kept = np.ones(x.size, bool)
-    for _ in range(3):
+    for _ in range(_MOST_FITS):
         scale, shift, correlation = _fit_line(x[kept], y[kept])
         residual = np.abs(scale * x + shift - y)
-        kept = residual <= max(3 * 1.4826 * float(np.median(residual)), 1e-12)
+        within = residual <= max(3 * 1.4826 * float(np.median(residual)), 1e-12)
+        if np.array_equal(within, kept):
+            break
+        kept = within
     if correlation < _LEAST_CORRELATION:
         return reference
     return (scale * tile.astype(np.float64) + shift).astype(np.float32)

@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import (
+    AutocastKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    broadcast_object_list,
+    parse_flag_from_env,
+)
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,10 +36,11 @@ from flatdepth.evaluate import evaluate
 from flatdepth.loader import Sample, to_device, training_samples
 from flatdepth.lora import add_lora, merged
 from flatdepth.losses import depth_loss
+from flatdepth.memory import out_of_memory_advised
 from flatdepth.modelcard import write_model_card
 from flatdepth.models.checkpoint import load_weights, save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2, freeze
-from flatdepth.optim import make_optimizer
+from flatdepth.optim import import_extra, make_optimizer
 from flatdepth.runlog import RunLog
 from flatdepth.schedule import lr_factor
 from flatdepth.state import (
@@ -43,6 +50,7 @@ from flatdepth.state import (
     newest_checkpoint,
     save_checkpoint,
     update_best,
+    writing,
 )
 from flatdepth.stop import StopRequest
 from flatdepth.types import Batch, Region
@@ -83,7 +91,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     started = time.perf_counter() - progress.seconds
     wrapped.train()
 
-    with StopRequest() as stop:
+    with StopRequest() as stop, out_of_memory_advised(config):
         while True:
             # evaluate
             done = progress.step == config.steps
@@ -94,8 +102,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 with ema.applied():
                     result = evaluate(model, corpus, config, accelerator, title=title)
                     log.evaluation(label, result.table, result.sheet)
-                    if update_best(progress, config) and accelerator.is_main_process:
-                        _save_weights(model, run / "weights" / "best", config, progress.step)
+                    if update_best(progress, config):
+                        _save_weights(
+                            run / "weights" / "best", model, accelerator, config, progress
+                        )
 
             # save
             done |= 0 < config.eval.patience <= progress.stale
@@ -163,9 +173,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             )
 
     stream.close()
-    if done and accelerator.is_main_process:
+    if done:
         with ema.applied():
-            _save_weights(model, run / "weights" / "final", config, progress.step)
+            _save_weights(run / "weights" / "final", model, accelerator, config, progress)
     metrics = log.close(finished=done)
     if done and accelerator.is_main_process:
         write_model_card(run / "weights" / "final.safetensors", run)
@@ -177,8 +187,11 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     """The accelerator of a run; on a CPU fp16 becomes full precision, with a word about it.
 
     Raises:
-        UserError: the launcher started processes that accelerate does not join into one run.
+        UserError: the tracker's package is missing, FSDP meets what it cannot do, or the launcher
+            started processes that accelerate does not join into one run.
     """
+    if config.tracker != "none":
+        import_extra(config.tracker, f"tracker: {config.tracker}")
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     precision = config.precision
     if precision == "fp16" and on_cpu:
@@ -199,6 +212,13 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             f"the launcher started {launched} processes, but accelerate sees "
             f"{accelerator.num_processes}; launch with torchrun or a matching accelerate config"
         )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        refused = {"optim.ema": config.optim.ema, "model.lora_rank": config.model.lora_rank}
+        for key in (key for key, value in refused.items() if value):
+            raise UserError(
+                f"{key} does not work with FSDP, which spreads the weights over the devices; "
+                "set it to 0, or launch with configs/accelerate/multi_gpu.yaml"
+            )
     return accelerator
 
 
@@ -269,12 +289,13 @@ def _scale_gradients(model: DepthAnythingV2, factor: float) -> None:
 
 
 def _claim_run(run: Path, config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from, or None for a new run."""
+    """The checkpoint to go on from, the main process's choice, or None for a new run."""
     if config.resume == "never" and run.exists():
         raise UserError(
             f"{run} already exists and resume is 'never'; choose another --name, or delete it"
         )
-    return newest_checkpoint(run)
+    (choice,) = broadcast_object_list([newest_checkpoint(run)])
+    return choice
 
 
 def _label(step: int, config: TrainConfig) -> str:
@@ -285,6 +306,20 @@ def _label(step: int, config: TrainConfig) -> str:
     return f"step {step}"
 
 
-def _save_weights(model: DepthAnythingV2, stem: Path, config: TrainConfig, step: int) -> None:
-    extra = {"run": config.name, "step": str(step)}
-    save_weights(merged(model), stem, extra=extra, overwrite=True)
+def _save_weights(
+    stem: Path,
+    model: DepthAnythingV2,
+    accelerator: Accelerator,
+    config: TrainConfig,
+    progress: Progress,
+) -> None:
+    """Save the model in the official layout; collective, because FSDP must gather it."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        state = accelerator.get_state_dict(model)
+        model = DepthAnythingV2(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
+        if accelerator.is_main_process:
+            model.load_state_dict(state)
+    if accelerator.is_main_process:
+        extra = {"run": config.name, "step": str(progress.step)}
+        with writing(Path(config.runs) / config.name):
+            save_weights(merged(model), stem, extra=extra, overwrite=True)

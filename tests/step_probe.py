@@ -1,25 +1,22 @@
-"""One optimiser step of the real loop, its gradients written down: run by test_train.py.
+"""A few steps of the real loop by one rank, written down: run by test_train.py in processes.
 
-``python tests/step_probe.py CONFIG KEPT OUT``, alone or under a launcher. KEPT is a JSON object
-from a sample's identity to the number of its pixels that keep their truth. OUT gets the gradients
-that the step clips, and the mean loss. In float64, with a small network in place of the real one,
-so that nothing but the arithmetic of the loop can differ.
+In float64, with a small network in place of the real one, so that nothing but the arithmetic of the
+loop can differ between ways of splitting the same steps.
 """
 
 import json
-import math
-import sys
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import flatdepth.train as loop
-from flatdepth.cli import parse_config
+from flatdepth import runlog
 from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.types import Batch
 
@@ -39,51 +36,84 @@ class Network(nn.Module):
         return 20 * self.depth_head(self.pretrained(image.double()).tanh()).sigmoid()
 
 
-class Done(Exception):
-    """The step has been written down."""
+def become(rank: int, ranks: int, port: int) -> None:
+    """What a launcher tells a process."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    torch.set_num_threads(1)
+    runlog.write_report = lambda _: None
+
+
+def train_sharded(config: TrainConfig, rank: int, ranks: int, port: int) -> None:
+    """Train as one of several ranks that share the weights by FSDP 2.
+
+    accelerate takes its FSDP settings from the launcher on GPUs only, so they are put in place.
+    """
+    become(rank, ranks, port)
+    make_accelerator = loop.make_accelerator
+
+    def make(config: TrainConfig, run: Path) -> Accelerator:
+        accelerator = make_accelerator(config, run)
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["Block"],
+            state_dict_type="FULL_STATE_DICT",
+            cpu_ram_efficient_loading=False,
+        )
+        accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        return accelerator
+
+    loop.make_accelerator = make
+    loop.train(config)
 
 
 def probe(
-    config: TrainConfig,
-    kept: dict[int, int],
-    out: Path,
-    patch: Callable[[object, str, Any], None] = setattr,
+    config: TrainConfig, kept: dict[int, int], out: Path, rank: int, ranks: int, port: int
 ) -> None:
-    """Run ``train`` up to the clipping of its first step."""
-    whole_weight, agree = loop.loss_weight, loop._agree
-    mean_loss = math.nan
+    """Train as one of several ranks; the main one writes down what came of it.
+
+    Args:
+        kept: from a sample's identity to the number of its pixels that keep their truth; samples
+            that are not named keep some of theirs.
+        out: without suffix. ``.gradients`` has what the first step clips, ``.weights`` the network
+            at the end, ``.json`` the metrics (all in the formats of safetensors and JSON).
+        port: free, the same for all ranks.
+    """
+    become(rank, ranks, port)
+    torch.manual_seed(0)
+    network = Network()
+    whole_weight, clip = loop.loss_weight, Accelerator.clip_grad_norm_
+    clipped = 0
 
     def carved(batch: Batch, settings: LossConfig) -> Tensor:
         weight = whole_weight(batch, settings).double().flatten(1)
         for row, identity in zip(weight, batch.sample.tolist(), strict=True):
-            row[kept[identity] :] = 0
+            row[kept.get(identity, 1 + 97 * identity % 500) :] = 0
         return weight.view_as(batch.valid)
 
-    def overhear(*arguments: Any) -> tuple[float, int, bool]:
-        nonlocal mean_loss
-        agreed = agree(*arguments)
-        mean_loss = agreed[0]
-        return agreed
+    def write_down(accelerator: Accelerator, parameters: Any, limit: float) -> Tensor:
+        nonlocal clipped
+        parameters = list(parameters)
+        if clipped == 0 and accelerator.is_main_process:
+            gradients = {str(i): p.grad.contiguous() for i, p in enumerate(parameters)}
+            save_file(gradients, f"{out}.gradients")
+        clipped += 1
+        return clip(accelerator, parameters, limit)
 
-    def write_down(accelerator: Accelerator, parameters: Any, _: float) -> Tensor:
-        if accelerator.is_main_process:
-            tensors = {str(i): p.grad.contiguous() for i, p in enumerate(parameters)}
-            save_file(tensors | {"loss": torch.tensor(mean_loss)}, out)
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
-        raise Done
-
-    patch(loop, "loss_weight", carved)
-    patch(loop, "build_model", lambda *_: Network())
-    patch(loop, "update_best", lambda *_: False)
-    patch(loop, "_agree", overhear)
-    patch(Accelerator, "clip_grad_norm_", write_down)
-    try:
-        loop.train(config)
-    except Done:
-        return
-
-
-if __name__ == "__main__":
-    settings = parse_config(TrainConfig, [f"--config={sys.argv[1]}"], prog="", description=None)
-    probe(settings, {int(k): n for k, n in json.loads(sys.argv[2]).items()}, Path(sys.argv[3]))
+    loop.loss_weight = carved
+    loop.build_model = lambda *_: network
+    loop._save_weights = lambda *_: None
+    loop.write_model_card = lambda *_: None
+    Accelerator.clip_grad_norm_ = write_down
+    metrics = loop.train(config)
+    if rank == 0:
+        save_file({name: p.detach() for name, p in network.named_parameters()}, f"{out}.weights")
+        Path(f"{out}.json").write_text(json.dumps(metrics))

@@ -12,7 +12,7 @@ from flatdepth.errors import UserError
 from tests.conftest import TinySets
 
 
-def patches(told_by: float, count: int = 900) -> Patches:
+def patches(told_by: float, count: int = 480) -> Patches:
     """White noise of three scenes; the pasted half has a vertical edge of this height."""
     rng = np.random.default_rng(0)
     values = rng.standard_normal((count, 32, 32)).astype(np.float32)
@@ -25,7 +25,7 @@ def test_what_can_be_told_is_told_and_what_cannot_is_not() -> None:
     assert classify(patches(1.0), 0).accuracy > 0.95
     alike = classify(patches(0.0), 0)
     assert alike.folds == 3
-    assert abs(alike.accuracy - 0.5) < 0.05  # 900 coins: 3 standard deviations
+    assert abs(alike.accuracy - 0.5) < 0.08  # 480 coins: 3.5 standard deviations
 
 
 def test_one_scene_cannot_be_held_out() -> None:

@@ -1,9 +1,10 @@
 """Weight files: round trips, every recognised layout, every refusal by its message."""
 
+import copy
 import json
 import pickle
-import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub
@@ -18,20 +19,42 @@ from torch import Tensor
 
 import flatdepth
 from flatdepth.errors import UserError
-from flatdepth.models.checkpoint import load_weights, read_metadata, save_weights
+from flatdepth.models.checkpoint import load_weights, open_model, read_metadata, save_weights
 from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, EncoderSpec
+from flatdepth.models.huggingface import to_huggingface
+from tests.conftest import REPOSITORY
 
 TOTAL = 155
 """Tensors of ``vitt``: 5 + 6 blocks of 14 + 2 of the final norm + 64 of the head."""
 
 
+SMALL = EncoderSpec(
+    embed_dim=48, depth=5, heads=3, taken=(0, 2, 3, 4), features=16, out_channels=(8, 8, 8, 8)
+)
+
+
+@pytest.fixture(autouse=True)
+def _small_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, "small", SMALL)
+
+
 def make(seed: int = 0, encoder: str = "vitt", **options: object) -> DepthAnythingV2:
+    return copy.deepcopy(_made(seed, encoder, **options))
+
+
+@cache
+def _made(seed: int, encoder: str, **options: object) -> DepthAnythingV2:
     torch.manual_seed(seed)
     return DepthAnythingV2(encoder, **{"kind": "metric", **options})
 
 
 def state(seed: int = 0, encoder: str = "vitt") -> dict[str, Tensor]:
     """A plain state dict that differs from the initialisation in every tensor."""
+    return dict(_state(seed, encoder))
+
+
+@cache
+def _state(seed: int, encoder: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(t.shape, generator=generator)
@@ -229,7 +252,7 @@ def test_half_precision_is_widened(suffix: str, dtype: torch.dtype, tmp_path: Pa
 def test_a_plain_dinov2_encoder_needs_a_fresh_head(tmp_path: Path) -> None:
     path = tmp_path / "dinov2_pretrain.pth"
     torch.save(encoder_of(state(5), prefix=""), path)
-    refused("plain DINOv2 encoder and no depth head.*head='fresh'", path)
+    refused("plain DINOv2 encoder.* holds no depth head.*head='fresh'", path)
     model = make()
     head = {name: t for name, t in make().state_dict().items() if name.startswith("depth_head.")}
     report = load_weights(model, str(path), head="fresh")
@@ -241,6 +264,28 @@ def test_a_plain_dinov2_encoder_needs_a_fresh_head(tmp_path: Path) -> None:
         "put the prefix 'pretrained.' before every name of a plain DINOv2 encoder",
     )
     assert f"{len(head)} kept their initialisation" in str(report)
+
+
+@pytest.mark.parametrize("kind", ["metric", "relative"])
+def test_the_layout_of_transformers_is_read(kind: str, tmp_path: Path) -> None:
+    source = make(3, kind=kind)
+    path = tmp_path / "somewhere.safetensors"
+    save_file(to_huggingface(source.state_dict()), path, {"format": "pt"})
+    model = make(4, kind=kind)
+    report = load_weights(model, str(path))
+    assert holds(model, source.state_dict())
+    assert report.unwrapped == ("renamed the tensors from the layout of transformers",)
+
+
+def test_the_encoder_of_transformers_needs_a_fresh_head(tmp_path: Path) -> None:
+    """``Dinov2Model``, as in facebook/dinov2-small."""
+    path = tmp_path / "model.safetensors"
+    theirs = to_huggingface(encoder_of(state(5)))
+    save_file({name.removeprefix("backbone."): t for name, t in theirs.items()}, path)
+    refused("layout of transformers.* holds no depth head", path)
+    model = make()
+    load_weights(model, str(path), head="fresh")
+    assert holds(model, encoder_of(state(5)))
 
 
 def test_a_fresh_head_leaves_out_the_head_of_the_file(tmp_path: Path) -> None:
@@ -261,7 +306,7 @@ def test_a_missing_head_is_explained(tmp_path: Path) -> None:
     refused("holds no depth head .*head='fresh'", tmp_path / "encoder.pth")
 
 
-def test_another_encoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_encoder_is_named(tmp_path: Path) -> None:
     """Only widths and block counts are looked at, so the big file can be a thin one."""
     thin = {f"pretrained.blocks.{i}.norm1.bias": torch.zeros(1) for i in range(24)}
     torch.save({**thin, "pretrained.cls_token": torch.zeros(1, 1, 1024)}, tmp_path / "l.pth")
@@ -273,26 +318,28 @@ def test_another_encoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     refused(message, tmp_path / "l.pth", head="fresh")
     torch.save({"pretrained.cls_token": torch.zeros(1, 1, 100)}, tmp_path / "odd.pth")
     refused(r"found one of no known size \(width 100, 0 blocks\)", tmp_path / "odd.pth")
-    spec = EncoderSpec(
-        embed_dim=48, depth=5, heads=3, taken=(0, 2, 3, 4), features=16, out_channels=(8, 8, 8, 8)
-    )
-    monkeypatch.setitem(ENCODERS, "small", spec)
     torch.save(state(encoder="small"), tmp_path / "small.pth")
     refused("found small", tmp_path / "small.pth")
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "shape"),
     [
-        "backbone.embeddings.cls_token",
-        "neck.convs.0.weight",
-        "embeddings.patch_embeddings.projection.weight",
-        "encoder.layer.0.norm1.weight",
+        ("backbone.embeddings.cls_token", ()),
+        ("neck.convs.0.weight", (3,)),
+        ("embeddings.patch_embeddings.projection.weight", (3,)),
+        ("encoder.layer.0.norm1.weight", (3,)),
+        ("encoder.layer.0.attention.attention.query.weight", ()),
     ],
 )
-def test_the_transformers_layout_is_named(name: str, tmp_path: Path) -> None:
-    save_file({name: torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
-    refused(f"layout of transformers .*{re.escape(name)}", tmp_path / "model.safetensors")
+def test_part_of_the_transformers_layout_is_refused_by_official_names(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    save_file({name: torch.zeros(shape)}, tmp_path / "part.safetensors", {"format": "pt"})
+    refused(
+        r"part\.safetensors .*\(renamed the tensors from the layout of transformers\)",
+        tmp_path / "part.safetensors",
+    )
 
 
 def drop_one(tensors: dict[str, Tensor]) -> None:
@@ -397,7 +444,163 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     refused(r"expected a \.pth or \.safetensors file, found model\.ckpt", tmp_path / "model.ckpt")
 
 
+# The constant prediction of weights that are read as the other kind.
+
+
+def constant(logit: float, encoder: str = "vitt") -> dict[str, Tensor]:
+    """A model whose every logit is ``logit``."""
+    tensors = dict(make(encoder=encoder).state_dict())
+    tensors["depth_head.scratch.output_conv2.2.weight"] = torch.zeros(1, 32, 1, 1)
+    tensors["depth_head.scratch.output_conv2.2.bias"] = torch.tensor([logit])
+    return tensors
+
+
+@pytest.mark.parametrize("name", ["unknown.pth", "model.safetensors"])
+def test_relative_weights_read_as_metric_are_refused(name: str, tmp_path: Path) -> None:
+    """8.8 is the published logit of Depth Anything Small; the sigmoid's depth is 19.997 m."""
+    path = tmp_path / name
+    torch.save(constant(8.8), path) if path.suffix == ".pth" else save_file(constant(8.8), path)
+    message = r"predicts 20\.0 of 20 m, .* of a relative model read as metric; set kind to relative"
+    refused(message, path)
+    load_weights(make(kind="relative"), str(path))
+    load_weights(make(), str(path), head="fresh")
+
+
+def test_metric_weights_read_as_relative_are_refused(tmp_path: Path) -> None:
+    """-2.6 is the published logit of the metric indoor Small: 20 m x sigmoid = 1.4 m."""
+    torch.save(constant(-2.6), tmp_path / "metric.pth")
+    message = r"predicts 0 at 100\.0% of the pixels .* of a metric model read as relative"
+    refused(message, tmp_path / "metric.pth", make(kind="relative"))
+    load_weights(make(kind="relative"), str(tmp_path / "metric.pth"), head="fresh")
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    torch.save(constant(float("nan")), tmp_path / "broken.pth")
+    refused("predicts values that are not finite", tmp_path / "broken.pth")
+
+
+@pytest.mark.parametrize("max_depth_m", [5.0, 20.0, 80.0])
+def test_a_wrong_maximum_depth_is_doubted(max_depth_m: float, tmp_path: Path) -> None:
+    """Trained weights without their metadata, whose maximum is 20 m."""
+    path = tmp_path / "unknown.safetensors"
+    save_file(load_file(REPOSITORY / "shards" / "demo_vitt.safetensors"), path)
+    report = load_weights(make(max_depth_m=max_depth_m), str(path))
+    if max_depth_m == 20:
+        assert report.doubts == ()
+    else:
+        assert len(report.doubts) == 1
+        assert f"check that max_depth_m {max_depth_m:g} is what" in report.doubts[0]
+        assert "Doubtful: it predicts a median of" in str(report)
+
+
+def test_our_own_metadata_is_believed(tmp_path: Path) -> None:
+    """A model in training may predict anything; it still loads."""
+    model = make()
+    model.load_state_dict(constant(8.8))
+    paths = save_weights(model, tmp_path / "early")
+    for path in paths:
+        assert load_weights(make(), str(path)).doubts == ()
+
+
+# The model that a file holds.
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kind", ["metric", "relative"])
+def test_a_file_of_ours_says_all_that_its_model_needs(
+    kind: str, suffix: str, tmp_path: Path
+) -> None:
+    save_weights(make(2, kind=kind, max_depth_m=35.0), tmp_path / "model")
+    model, _ = open_model(str(tmp_path / f"model{suffix}"))
+    assert (model.encoder, model.kind, model.training) == ("vitt", kind, False)
+    assert kind == "relative" or model.max_depth_m == 35
+    assert holds(model, make(2, kind=kind).state_dict())
+
+
+def test_what_a_file_does_not_say_has_to_be_given(tmp_path: Path) -> None:
+    """And no argument may gainsay what the file says."""
+    path, whole = tmp_path / "unknown.pth", constant(-1.5)
+    torch.save(whole, path)
+    for options, message in (
+        ({}, "does not say its kind, and its logits look metric; pass kind metric"),
+        ({"kind": "metric"}, "does not say its maximum depth; pass max_depth_m"),
+        ({"kind": "relative"}, "metric model read as relative"),
+        ({"kind": "metric", "max_depth_m": -1.0}, "expected metres above 0, found -1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_model(str(path), **options)
+    model, _ = open_model(str(path), kind="metric", max_depth_m=20.0)
+    assert holds(model, whole)
+    said = str(save_weights(make(max_depth_m=80.0), tmp_path / "model")[0])
+    for options, message in (
+        ({"kind": "relative"}, "says that its kind is metric, so relative would misread it"),
+        ({"max_depth_m": 20.0}, r"says that its max_depth_m is 80\.0, so 20\.0 would misread it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_model(said, **options)
+    assert open_model(said, kind="metric", max_depth_m=80.0)[0].max_depth_m == 80
+
+
+def test_files_that_are_no_whole_model_are_not_opened(tmp_path: Path) -> None:
+    for name, tensors, message in (
+        ("encoder.pth", encoder_of(state()), "holds no depth head and so predicts nothing"),
+        ("dino.pth", encoder_of(state(), ""), "plain DINOv2.* holds no depth head"),
+        ("resnet.pth", {"fc.bias": torch.zeros(2)}, "expected an encoder .* found no encoder"),
+        (
+            "huge.pth",
+            {"pretrained.cls_token": torch.zeros(1, 1, 9)},
+            r"found one of width and depth \(9, 0\)",
+        ),
+    ):
+        torch.save(tensors, tmp_path / name)
+        with pytest.raises(UserError, match=message):
+            open_model(str(tmp_path / name), kind="relative")
+
+
+def test_the_official_names_say_what_the_files_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small model plays vits; only its name says that it is metric, and up to how far."""
+    monkeypatch.setitem(ENCODERS, "vits", SMALL)
+    monkeypatch.delitem(ENCODERS, "small")
+    for name, kind, far in (
+        ("depth_anything_v2_metric_hypersim_vits.pth", "metric", 20),
+        ("depth_anything_v2_metric_vkitti_vits.pth", "metric", 80),
+        ("depth_anything_v2_vits.pth", "relative", None),
+        ("depth_anything_v2_metric_hypersim_vits_fp16.safetensors", "metric", 20),
+    ):
+        path = tmp_path / name
+        tensors = {n: t.clone() for n, t in make(0, "vits", kind=kind).state_dict().items()}
+        torch.save(tensors, path) if path.suffix == ".pth" else save_file(tensors, path)
+        model, report = open_model(str(path))
+        assert (model.kind, far is None or model.max_depth_m == far) == (kind, True)
+        assert "Its official name says: " in str(report)
+    wrong = str(tmp_path / "depth_anything_v2_metric_vkitti_vits.pth")
+    with pytest.raises(UserError, match=r"max_depth_m is 80\.0 by the file's official name"):
+        load_weights(make(0, "vits"), wrong)
+    torch.save(constant(8.8, "vits"), wrong)
+    with pytest.raises(UserError, match="weights of a relative model read as metric"):
+        open_model(wrong)
+    torch.save(tensors, tmp_path / "depth_anything_vits14.pth")
+    with pytest.raises(UserError, match="a file of Depth Anything version 1"):
+        open_model(str(tmp_path / "depth_anything_vits14.pth"))
+
+
 # Metadata.
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"kind": "depth"}, "kind depth, max_depth_m None"),
+        ({"kind": "metric"}, "kind metric, max_depth_m None"),
+        ({"kind": "metric", "max_depth_m": "far"}, "kind metric, max_depth_m far"),
+        ({"kind": "metric", "max_depth_m": "-1"}, "kind metric, max_depth_m -1"),
+    ],
+)
+def test_damaged_metadata_is_refused(said: dict[str, str], shown: str, tmp_path: Path) -> None:
+    save_file(state(), tmp_path / "model.safetensors", {"format": "flatdepth", **said})
+    refused(f"expected in its metadata the kind .* found {shown}", tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -406,7 +609,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     [
         ({"kind": "relative"}, "kind is metric in the file but relative in the model"),
         ({"max_depth_m": 20}, r"max_depth_m is 80\.0 in the file but 20\.0 in the model"),
-        ({"encoder": "vits"}, "encoder is vitt in the file but vits in the model"),
+        ({"encoder": "small"}, "encoder is vitt in the file but small in the model"),
     ],
 )
 def test_metadata_must_agree(
@@ -426,7 +629,7 @@ def test_a_fresh_head_needs_only_the_encoder_to_agree(tmp_path: Path) -> None:
     assert holds(model, encoder_of(source.state_dict()))
     assert report.metadata is not None
     assert report.metadata["kind"] == "relative"
-    refused("encoder is vitt in the file", safe, make(encoder="vits"), head="fresh")
+    refused("encoder is vitt in the file", safe, make(encoder="small"), head="fresh")
 
 
 def test_files_of_others_have_no_metadata(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """Every ready config: its header, and a model and optimiser built from it without memory."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.lora import add_lora
+from flatdepth.models import depth_anything
 from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, freeze
 from flatdepth.optim import make_optimizer
 from flatdepth.train import accumulation_steps
@@ -87,6 +91,33 @@ def test_its_header_says_how_to_run_it_and_its_weights_are_of_its_kind(path: Pat
         depth = next((d for name, d in official.items() if name in checkpoint), None)
         assert (config.model.kind == "metric") == (depth is not None)
         assert depth in (None, config.model.max_depth_m)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "machines"),
+    [
+        ("one_gpu", "NO", 1),
+        ("multi_gpu", "MULTI_GPU", 1),
+        ("fsdp", "FSDP", 1),
+        ("two_nodes", "MULTI_GPU", 2),
+    ],
+)
+def test_accelerate_takes_its_launch_config(name: str, kind: str, machines: int) -> None:
+    path = REPOSITORY / "configs" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))  # an unknown key is an error
+    assert config.distributed_type == kind and config.num_machines == machines
+    arguments = launch_command_parser().parse_args(
+        ["--config_file", str(path), *(["--machine_rank", "1"] * (machines > 1)), "train.py"]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about GPUs that are not there
+        arguments, _, _ = _validate_launch_command(arguments)
+    assert arguments.num_processes == config.num_processes
+    assert arguments.use_fsdp == (kind == "FSDP")
+    header = path.read_text().split("compute_environment")[0]
+    assert f"--config_file configs/accelerate/{name}.yaml" in header
+    if kind == "FSDP":
+        assert hasattr(depth_anything, config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"])
 
 
 def test_the_8_and_4_gb_recipes_save_memory_as_they_say() -> None:

@@ -206,8 +206,10 @@ def resampled(pos_embed: Tensor, rows: int, cols: int) -> Tensor:
     return torch.cat((pos_embed[:, :1].detach().double(), table.flatten(0, 1)[None]), dim=1)
 
 
-@pytest.mark.parametrize("kind", ["metric", "relative"])
-@pytest.mark.parametrize("encoder", ["small", "small-swiglu", "vits"])
+@pytest.mark.parametrize(
+    ("encoder", "kind"),
+    [("small", "metric"), ("small", "relative"), ("small-swiglu", "metric"), ("vits", "metric")],
+)
 def test_predictions_are_those_of_transformers(encoder: str, kind: str, tmp_path: Path) -> None:
     """Same weights, same picture, same numbers, with one thing matched by hand.
 
@@ -221,7 +223,8 @@ def test_predictions_are_those_of_transformers(encoder: str, kind: str, tmp_path
     twin = in_transformers(model, tmp_path)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    for height, width in ((518, 518), (252, 336)):
+    # vits is there for its own numbers; at 518 x 518 it is slow.
+    for height, width in ((252, 336),) if encoder == "vits" else ((518, 518), (252, 336)):
         image = picture(2, 1, height, width)
         if (height, width) != (518, 518):
             table = resampled(model.pretrained.pos_embed, height // 14, width // 14).float()

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -315,6 +316,34 @@ def test_an_argument_that_names_nothing_is_a_mistake(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         find_inputs([str(tmp_path / argument)], tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_listed_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures would be left out in silence."""
+    touch(tmp_path, "p/1.jpg", "p/closed/2.jpg")
+    listed = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"p/closed: the folder cannot be read \(Permission"):
+        find_inputs([str(tmp_path / "p")], tmp_path / "out")
+
+
+def test_an_argument_of_any_length_is_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_inputs(["x" * 5000], tmp_path / "out")
+
+
+def test_pipes_do_not_block(tmp_path: Path) -> None:
+    touch(tmp_path, "1.jpg")
+    os.mkfifo(tmp_path / "2.jpg")
+    assert names(find_inputs([str(tmp_path)], tmp_path / "out")) == ["1"]
 
 
 def test_names_are_printed_on_one_line() -> None:

@@ -1,23 +1,42 @@
 """The HTML report: well-formed, self-contained, true to the JSON, safe against hostile names."""
 
 import base64
+import dataclasses
 import io
 import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import yaml
 from PIL import Image
 
 from flatdepth import report
+from flatdepth.cli import parse_config
+from flatdepth.cloudview import cloud_json
+from flatdepth.comparison import write_comparison
+from flatdepth.config import TrainConfig
+from flatdepth.corpus import open_corpus
 from flatdepth.errors import UserError
+from flatdepth.exhibits import Exhibits, judge_runs
+from flatdepth.judge import run_config
 from flatdepth.metrics import BETTER, METRICS, REGIONS
+from flatdepth.models.checkpoint import save_weights
+from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.report import write_report
+from flatdepth.types import Region
+from tests.conftest import TinySets
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
@@ -64,7 +83,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in {"style", "script"}:
             self.text += data
         if "td" in self.open or "th" in self.open:
             self.tables[-1][-1][-1] += data
@@ -270,13 +289,13 @@ def test_regions_and_metrics_that_are_absent_or_unknown(tmp_path: Path) -> None:
     del record["evaluations"][1]["table"]["decoy"]
     record["evaluations"][2]["table"]["art"]["abs_rel"] = None
     for evaluation in record["evaluations"]:
-        evaluation["table"]["glass"] = {"abs_rel": 0.5, "ssim": 0.75}
+        evaluation["table"]["glass"] = {"abs_rel": 0.5, "sharpness": 0.75}
     page = read(make_run(tmp_path / "run", record))
     rows = {row[0]: row[1:] for row in page.tables[0]}
     assert rows["Decoys"][1] == "–"
     assert rows["Art"][2:] == ["–", ""]
     assert rows["glass"][:3] == ["0.500"] * 3
-    assert page.tables[-1][2] == ["SSIM", "0.750", "0.750", "0.750", ""]
+    assert page.tables[-1][2] == ["sharpness", "0.750", "0.750", "0.750", ""]
 
 
 def test_run_facts(tmp_path: Path) -> None:
@@ -416,6 +435,330 @@ def test_every_metric_and_region_of_the_project_is_explained() -> None:
     assert set(report.REGION_NAMES) == set(REGIONS)
 
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+class Browser:
+    """A headless Chromium that is spoken to over a pipe, in its DevTools protocol."""
+
+    def __init__(self, profile: Path) -> None:
+        found = [path for name in CHROMIUM if (path := shutil.which(name))]
+        assert found, f"the page is tested in a browser; install one of {', '.join(CHROMIUM)}"
+        theirs, self._send = os.pipe()
+        self._receive, answers = os.pipe()
+        command = (
+            f"exec {found[0]} --headless=new --no-sandbox --disable-gpu --no-first-run "
+            f"--user-data-dir={profile} --window-size=1200,900 --remote-debugging-pipe "
+            f"3<&{theirs} 4>&{answers}"
+        )
+        self.process = subprocess.Popen(
+            ["bash", "-c", command], pass_fds=(theirs, answers), stderr=subprocess.DEVNULL
+        )
+        os.close(theirs)
+        os.close(answers)
+        self._text = b""
+        self._number = 0
+        self._session: dict[str, str] = {}
+        self.events: list[dict[str, Any]] = []
+        (page,) = (
+            target["targetId"]
+            for target in self.call("Target.getTargets")["targetInfos"]
+            if target["type"] == "page"
+        )
+        attach = self.call("Target.attachToTarget", targetId=page, flatten=True)
+        self._session = {"sessionId": attach["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: object) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params} | self._session
+        os.write(self._send, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def open(self, path: Path) -> None:
+        self.events.clear()
+        self.call("Page.navigate", url=path.as_uri())
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next())
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression, after two frames were drawn."""
+        frames = "new Promise(go => requestAnimationFrame(() => requestAnimationFrame(go)))"
+        answer = self.call(
+            "Runtime.evaluate",
+            expression=f"{frames}.then(() => ({script}))",
+            awaitPromise=True,
+            returnByValue=True,
+        )
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def complaints(self) -> list[dict[str, Any]]:
+        """Everything the console, the page's scripts and its policy said."""
+        names = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return [event for event in self.events if event.get("method") in names]
+
+    def requests(self) -> set[str]:
+        """Schemes of everything that was loaded."""
+        return {
+            event["params"]["request"]["url"].partition(":")[0]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        }
+
+    def close(self) -> None:
+        self.call("Browser.close")
+        self.process.wait(timeout=20)
+        os.close(self._send)
+        os.close(self._receive)
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._text:
+            part = os.read(self._receive, 1 << 20)
+            assert part, "the browser ended"
+            self._text += part
+        message, _, self._text = self._text.partition(b"\0")
+        return json.loads(message)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def real_runs(tiny_sets: TinySets, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two finished run directories with the same start, other settings and other weights."""
+    folder = tmp_path_factory.mktemp("real")
+    torch.manual_seed(0)
+    start = save_weights(DepthAnythingV2("vitt", kind="metric", max_depth_m=10.0), folder / "start")
+    runs = []
+    for number, name in enumerate(("first", "second")):
+        run = make_run(folder / name, metrics() | {"name": name}, history=True)
+        path = tiny_sets.config(
+            run,
+            name=name,
+            model__checkpoint=str(start[1]),
+            model__max_depth_m=10.0,
+            optim__lr=(number + 1) * 1e-4,
+            data__val_share=0.4,
+        )
+        config = parse_config(TrainConfig, [f"--config={path}"], prog="train.py", description=None)
+        path.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config)))))
+        torch.manual_seed(number)
+        model = DepthAnythingV2("vitt", kind="metric", max_depth_m=10.0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter *= 1.01 + number / 10
+        save_weights(model, run / "weights" / "final")
+        runs.append(run)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def exhibits(real_runs: list[Path]) -> Exhibits:
+    return judge_runs(
+        real_runs,
+        weights="final",
+        images=3,
+        size=None,
+        worst=1,
+        device=torch.device("cpu"),
+        progress=lambda *_: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def side_by_side(
+    real_runs: list[Path], exhibits: Exhibits, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("page") / "two.html"
+    return write_comparison(real_runs, out, exhibits)
+
+
+def test_runs_are_judged_on_what_the_first_one_holds_out(
+    real_runs: list[Path], exhibits: Exhibits
+) -> None:
+    config = run_config(str(real_runs[0] / "weights" / "final.safetensors"))
+    assert config is not None
+    corpus = open_corpus(config.data)
+    (domain,) = exhibits.verdict.domains
+    held = {subset.identity(i) for subset in corpus.val for i in range(len(subset))}
+    assert len(domain.frames) == 3 and set(domain.frames) < held and list(domain.trained) == [0, 0]
+    keys = {key for key, _ in domain.frames.values()}
+    for region, shots in exhibits.worst.items():
+        for number in range(2):
+            scores = domain.scores[number].depth
+            rows, values = scores.state()
+            own = (rows[:, 1] == REGIONS.index(region)) & (rows[:, 2] >= 64)
+            found = {shot.errors[number] for shot in shots}
+            assert found <= set(values[own, 0].tolist())
+        largest = [max(shot.errors) for shot in shots]
+        assert largest == sorted(largest, reverse=True)
+        assert all(shot.key in keys and shot.pasted == (region != "clean") for shot in shots)
+        everyone = torch.maximum(*(s.depth.state()[1][own, 0] for s in domain.scores))
+        assert largest[0] == everyone.max().item()
+
+
+def test_a_shot_shows_the_figures_it_was_chosen_for(exhibits: Exhibits) -> None:
+    """AbsRel from the kept pictures is that of the table, and truth is flat where it should be."""
+    for region in ("clean", "mirror", "art", "background"):
+        for shot in exhibits.worst.get(region, ()):
+            inside = shot.valid
+            if region != "clean":
+                inside = inside & (shot.region == Region[region.upper()])
+            for depth_m, error in zip(shot.depths_m, shot.errors, strict=True):
+                truth = shot.truth_m[inside]
+                found = np.mean(np.abs(np.clip(depth_m[inside], 0.1, 10) - truth) / truth)
+                assert found == pytest.approx(error, rel=1e-4)
+            flat = dataclasses.replace(shot, depths_m=[shot.truth_m]).relief(0)
+            assert np.array_equal(np.isfinite(flat), shot.owner >= 0)
+            assert not np.isfinite(flat).any() or np.nanmax(np.abs(flat)) < 1e-5
+
+
+def test_point_clouds_keep_depth_colour_and_rays(exhibits: Exhibits) -> None:
+    """Decoded as the script does it, every point projects onto its pixel at its depth."""
+    shot = exhibits.clouds[0]
+    cloud = json.loads(
+        cloud_json(shot.image, {"t": shot.truth_m, "a": shot.depths_m[0]}, shot.K_px)
+    )
+    shape = (cloud["height"], cloud["width"])
+    step, (first, _) = cloud["step"], cloud["first"]
+    v, u = np.mgrid[: shape[0], : shape[1]] * step + first
+    for name, depth_m in (("t", shot.truth_m), ("a", shot.depths_m[0])):
+        codes = np.frombuffer(base64.b64decode(cloud["maps"][name]), "<u2").reshape(shape)
+        expected = depth_m[int(first) :: step, int(first) :: step]
+        assert np.array_equal(codes == 0, ~np.isfinite(expected))
+        error = np.abs(codes * cloud["unit"] - np.nan_to_num(expected))
+        assert error.max() <= 0.51 * cloud["unit"] and cloud["unit"] < 1e-3
+    rays = np.reshape(cloud["inverse"], (3, 3)) @ np.stack([u, v, np.ones_like(u)]).reshape(3, -1)
+    again = shot.K_px @ rays
+    assert np.allclose(again[:2] / again[2], np.stack([u, v]).reshape(2, -1))
+    rgb = np.frombuffer(base64.b64decode(cloud["rgb"]), np.uint8).reshape(*shape, 3)
+    assert np.array_equal(rgb, shot.image[int(first) :: step, int(first) :: step])
+
+
+def test_the_page_holds_every_figure_and_difference(side_by_side: Path, exhibits: Exhibits) -> None:
+    page = Page(side_by_side.read_text("utf-8"))
+    (domain,) = exhibits.verdict.domains
+    judged = page.values[0]
+    order = [region for region in report.REGION_NAMES if region in domain.tables[0]]
+    expected = [[table[region]["abs_rel"].value for table in domain.tables] for region in order]
+    expected.append([table["flat"]["illusion_gap"].value for table in domain.tables])
+    assert judged == [[], *expected]
+    settings = {row[0]: row[1:] for row in page.tables[1][1:]}
+    assert settings["optim.lr"] == ["0.0001", "0.0002"] and settings["name"] == ["first", "second"]
+    assert set(settings) == {"name", "runs", "optim.lr"}
+    for sentence in (
+        "rooms: 3 frames of 2 scenes",
+        "picture resized to a shorter side of 56 px",
+        "GPU memory, simulated",
+        "Images per second (median)40.540.5",
+        "Every metric in every region, with intervals",
+    ):
+        assert sentence in page.text, sentence
+
+
+def test_the_page_in_a_browser(browser: Browser, side_by_side: Path) -> None:
+    """No complaint, nothing loaded from elsewhere, every image there, clouds that turn."""
+    browser.open(side_by_side)
+    pictures = browser.run(
+        "Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))"
+    )
+    shots = side_by_side.read_text().count("<figcaption>relief</figcaption>")
+    assert shots > 0 and len(pictures) > 20 and min(pictures) > 0
+    ink = (
+        "[...document.querySelectorAll('canvas')].map(c => { const d = new Uint32Array("
+        "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer);"
+        "return [d.filter(x => x).length / d.length, d.reduce((a, x) => (a * 31 + x) | 0, 0)]; })"
+    )
+    before = browser.run(ink)
+    assert len(before) % 3 == 0 and len(before) >= 6
+    assert min(share for share, _ in before) > 0.05
+    assert len({digest for _, digest in before[:3]}) == 3
+    browser.run("document.querySelector('button[data-view=above]').click()")
+    after = browser.run(ink)
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True] * 3 + [False] * (
+        len(before) - 3
+    )
+    box = browser.run(
+        "(() => { const c = document.querySelectorAll('canvas')[4]; c.scrollIntoView();"
+        "const b = c.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+    )
+    for kind, x in (("mousePressed", 0), ("mouseMoved", 60), ("mouseReleased", 60)):
+        browser.call(
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=box[0] + x,
+            y=box[1],
+            button="left",
+            buttons=0 if kind == "mouseReleased" else 1,
+            clickCount=1,
+        )
+    dragged = browser.run(ink)
+    assert [a != b for a, b in zip(after, dragged, strict=True)][:6] == [False] * 3 + [True] * 3
+    wide = browser.run("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0
+    assert browser.complaints() == []
+    assert browser.requests() <= {"file", "data"}
+
+
+def test_the_policy_stops_a_foreign_script(browser: Browser, side_by_side: Path) -> None:
+    page = side_by_side.read_text("utf-8")
+    other = side_by_side.with_name("other.html")
+    other.write_text(page.replace("</main>", "<script>document.title = 'owned'</script></main>"))
+    browser.open(other)
+    assert browser.run("document.title").startswith("first · second")
+    assert len(browser.complaints()) == 1
+
+
+def test_one_run_by_the_command_line_and_without_weights(
+    real_runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(ROOT / "tools" / "report.py"))["main"]
+    out = tmp_path / "one.html"
+    main([str(real_runs[0]), "--out", str(out), "--images=1", "--worst=1"])
+    assert capsys.readouterr().out.strip() == str(out)
+    page = Page(out.read_text("utf-8"))
+    assert "rooms: 1 frames of 1 scenes" in page.text
+    settings = {row[0]: row[1:] for row in page.tables[1][1:]}
+    assert settings["optim.lr"] == ["5e-06", "0.0001"] and "paste.share" not in settings
+
+    bare = make_run(tmp_path / "bare")
+    main([str(bare)])
+    text = Page((bare / "report.html").read_text("utf-8")).text
+    assert "The weights were not judged again: " in text and "holds no weights" in text
+    main([str(bare), "--no_judging"])
+    text = (bare / "report.html").read_text("utf-8")
+    assert "The weights were not judged again: it was not asked for" in text
+    with pytest.raises(UserError, match=r"bare holds no weights/final\.safetensors"):
+        main([str(real_runs[0]), str(bare), "--out", str(out)])
+    with pytest.raises(UserError, match="--out: name the file to write"):
+        main([str(bare), str(bare)])
+    with pytest.raises(UserError, match="--worst: expected 0 or more, got -1"):
+        main([str(bare), "--worst=-1"])
+
+
+def test_hostile_names_are_shown_and_never_obeyed_side_by_side(tmp_path: Path) -> None:
+    record = metrics() | {"name": HOSTILE, "device": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    run = make_run(tmp_path / "run", record, history=True)
+    (run / "config.yaml").write_text(f"x: '{HOSTILE.replace(chr(39), '')}'\n")
+    (run / "pictures" / "0000_start.png").rename(run / "pictures" / "<b onclick=x>.png")
+    other = make_run(tmp_path / "other")
+    page = Page(write_comparison([run, other], tmp_path / "page.html", None).read_text("utf-8"))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not any("onerror" in a or "onclick" in a for _, a in page.tags)
+    assert page.text.count(HOSTILE) >= 4
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / "report.py"), *arguments],
@@ -423,14 +766,6 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
     )
-
-
-def test_command_line_writes_the_report_and_names_it(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    done = command(str(run), "--out", str(tmp_path / "x.html"))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert Path(done.stdout.strip()) == tmp_path / "x.html"
-    assert (tmp_path / "x.html").read_bytes() == write_report(run).read_bytes()
 
 
 def test_command_line_says_one_sentence_about_a_mistake(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from flatdepth.benchmark import as_json, compare, environment, table
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError, run_command
+from flatdepth.optim import import_extra
 
 PROG = "benchmark.py"
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -50,6 +51,17 @@ def main() -> None:
         chosen.out.write_text(json.dumps(figures, indent=1))
 
 
+def positive(text: str) -> int:
+    """A whole number above 0.
+
+    Raises:
+        ArgumentTypeError: it is not.
+    """
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
 def options() -> Parser:
     """The options of each benchmark."""
     parser = Parser(
@@ -71,8 +83,10 @@ def options() -> Parser:
     }
     for sub in subs.values():
         sub.add_argument("--out", type=Path, help="write the figures as JSON")
-    subs["paste"].add_argument("--batch", type=int, default=4, help="images per batch")
-    subs["paste"].add_argument("--size", type=int, default=518, help="height and width in pixels")
+    subs["paste"].add_argument("--batch", type=positive, default=4, help="images per batch")
+    subs["paste"].add_argument(
+        "--size", type=positive, default=518, help="height and width in pixels"
+    )
     subs["paste"].add_argument(
         "--area",
         type=float,
@@ -81,21 +95,21 @@ def options() -> Parser:
         metavar=("LOW", "HIGH"),
         help="range of a paste's area as a share of the image",
     )
-    subs["paste"].add_argument("--rounds", type=int, default=20, help="timed rounds")
+    subs["paste"].add_argument("--rounds", type=positive, default=20, help="timed rounds")
     subs["memory"].add_argument(
         "--cap", metavar="SIZE", help="on CUDA: limit the allocator to this much, such as 8GiB"
     )
     subs["memory"].add_argument(
         "--fit", metavar="SIZE", help="propose micro_batch and checkpointing for a GPU of this size"
     )
-    subs["step"].add_argument("--steps", type=int, default=10, help="timed optimiser steps")
+    subs["step"].add_argument("--steps", type=positive, default=10, help="timed optimiser steps")
     subs["step"].add_argument(
         "--peak_tflops", type=float, help="peak of the GPU; known ones are looked up"
     )
     subs["loader"].add_argument(
-        "--samples", type=int, default=128, help="timed samples per contender and round"
+        "--samples", type=positive, default=128, help="timed samples per contender and round"
     )
-    subs["loader"].add_argument("--rounds", type=int, default=6, help="rounds")
+    subs["loader"].add_argument("--rounds", type=positive, default=6, help="rounds")
     subs["loader"].add_argument(
         "--pace",
         type=float,
@@ -107,6 +121,7 @@ def options() -> Parser:
 
 def run_paste(chosen: argparse.Namespace) -> dict[str, object]:
     """The paste stage and its yardsticks."""
+    import_extra("cv2", f"{PROG} paste", "benchmark")
     from flatdepth.benchmark_paste import paste_contenders
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -141,7 +156,7 @@ def run_memory(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, obj
     if chosen.fit is not None:
         budget = memory.parse_bytes(chosen.fit)
         proposals = memory.fit(config, budget)
-        print(memory.fit_text(proposals, budget))
+        print(memory.fit_text(config, proposals, budget))
         figures["fit"] = [asdict(proposal) for proposal in proposals]
     return figures
 
@@ -158,6 +173,7 @@ def run_step(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, objec
 
 def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
     """The loader and its yardsticks."""
+    import_extra("psutil", f"{PROG} loader", "benchmark")
     from flatdepth.benchmark_loader import loader_text, measure_loader
 
     found = measure_loader(config, samples=chosen.samples, rounds=chosen.rounds, pace=chosen.pace)

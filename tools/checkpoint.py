@@ -14,12 +14,13 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from flatdepth.errors import UserError, run_command
-from flatdepth.models.checkpoint import LoadReport, open_model, read_weights
-from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.checkpoint import LoadReport, WeightFile, model_of, open_model, read_weights
+from flatdepth.models.depth_anything import DepthAnythingV2, Kind
 from flatdepth.models.export import export_weights, largest_difference
+from flatdepth.models.huggingface import takes
 from flatdepth.models.surgery import (
     blend,
     blended_metadata,
@@ -33,6 +34,9 @@ from flatdepth.models.surgery import (
 from flatdepth.pictures import write_atomic
 
 PROG = "checkpoint.py"
+
+_ORIGIN = ("run", "blend", "converted_from")
+"""Metadata that says where weights come from, kept on export."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -124,7 +128,9 @@ def _info(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     model, report = _open(arguments.file, arguments)
     said = report.metadata or {}
-    extra = {key: said[key] for key in ("run", "step", "blend") if key in said}
+    extra = {key: said[key] for key in (*_ORIGIN, "step") if key in said}
+    if not said.keys() & set(_ORIGIN):
+        extra["converted_from"] = Path(arguments.file).name
     run = arguments.run or _run_of(Path(arguments.file))
     _write(model, arguments.target, extra, run)
 
@@ -147,11 +153,8 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _blend(arguments: argparse.Namespace) -> None:
     a, b = read_weights(arguments.a), read_weights(arguments.b)
-    mixed = blend(a, b, arguments.alpha)
-    # The kind is the same in both; one of the two may not say it.
-    says = arguments.a if a.metadata is not None and "kind" in a.metadata else arguments.b
-    model, _ = _open(says, arguments)
-    model.load_state_dict(mixed)
+    model = _model_like(a, b, arguments)
+    model.load_state_dict(blend(model, _model_like(b, a, arguments), arguments.alpha))
     extra = blended_metadata(arguments.a, arguments.b, arguments.alpha)
     _write(model, arguments.target, dict(extra), None)
 
@@ -164,7 +167,11 @@ def _verify(arguments: argparse.Namespace) -> int:
                 arguments.other: largest_difference(model, _open(arguments.other, arguments)[0])
             }
         else:
-            names = ["copy.pth", "copy.safetensors", "transformers layout"]
+            names = ["copy.pth", "copy.safetensors"]
+            if takes(model):
+                names.append("transformers layout")
+            else:
+                print(f"transformers takes whole metres only, not {model.max_depth_m}: left out")
             found = {name: export_weights(model, Path(folder) / name) for name in names}
     for name, difference in found.items():
         verdict = "equal" if difference <= arguments.tolerance else "NOT equal"
@@ -176,6 +183,18 @@ def _open(source: str, arguments: argparse.Namespace) -> tuple[DepthAnythingV2, 
     model, report = open_model(source, kind=arguments.kind, max_depth_m=arguments.max_depth_m)
     print(report)
     return model, report
+
+
+def _model_like(
+    file: WeightFile, other: WeightFile, arguments: argparse.Namespace
+) -> DepthAnythingV2:
+    """The model of a file that may leave it to another to say what it is."""
+    said = {**(other.metadata or {}), **(file.metadata or {})}
+    kind = cast(Kind | None, arguments.kind or said.get("kind"))
+    far = arguments.max_depth_m or said.get("max_depth_m")
+    model, report = model_of(file, kind=kind, max_depth_m=None if far is None else float(far))
+    print(report)
+    return model
 
 
 def _write(model: DepthAnythingV2, target: Path, extra: dict[str, str], run: Path | None) -> None:

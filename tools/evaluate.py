@@ -12,8 +12,7 @@ checkpoints come from the same pictures, so that their differences are paired.
 import argparse
 import dataclasses
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -39,6 +38,7 @@ def main(argv: list[str]) -> None:
     import torch
 
     from flatdepth.judge import Request, judge
+    from flatdepth.progress import picture_progress
     from flatdepth.verdict import check_target, render, write_json
 
     if chosen.out is not None:
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
         bootstrap=chosen.bootstrap,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    verdict = judge(request, device, show_progress())
+    verdict = judge(request, device, picture_progress())
     print(render(verdict))
     if chosen.out is not None:
         write_json(verdict, [f"tools/{PROG}", *argv], chosen.out)
@@ -194,31 +194,6 @@ def per_checkpoint(
             f"{len(values)} times"
         )
     return tuple(values) * (count if len(values) == 1 else 1)
-
-
-def show_progress() -> Callable[[int, int], None]:
-    """A bar on a terminal, a line every 30 seconds elsewhere."""
-    from tqdm import tqdm
-
-    if sys.stderr.isatty():
-        bar = tqdm(unit="picture", dynamic_ncols=True, leave=False)
-
-        def move(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if done == total:
-                bar.close()
-
-        return move
-    printed = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal printed
-        if time.monotonic() - printed > 30:
-            printed = time.monotonic()
-            print(f"{done} of {total} pictures", file=sys.stderr, flush=True)
-
-    return tell
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ Look after shard sets:
 
 Example:
   python tools/pack.py hypersim --raw /data/hypersim --out shards/hypersim
+
+Exit code: 0 done; 1 done, but damaged frames were left out or found, each is named; 2 a mistake.
 """
 
 
@@ -87,8 +89,9 @@ def _pack(name: str, argv: list[str]) -> int:
     packed = {key: options.pop(key) for key in ("out", "workers", "shard_mb", "min_valid", "level")}
     part = _part(options.pop("part"))
     reader = reader_class(**options, **dict.fromkeys(generated, ""))
-    print(pack.pack(reader, part=part, **packed))
-    return 0
+    summary = pack.pack(reader, part=part, **packed)
+    print(summary)
+    return 1 if summary.damaged else 0
 
 
 def _merge(argv: list[str]) -> int:
@@ -100,8 +103,9 @@ def _merge(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.out is None and len(options.parts) > 1:
         raise UserError("several directories to merge need --out")
-    print(pack.merge(options.parts, options.out or options.parts[0]))
-    return 0
+    summary = pack.merge(options.parts, options.out or options.parts[0])
+    print(summary)
+    return 1 if summary.damaged else 0
 
 
 def _verify(argv: list[str]) -> int:

@@ -4,11 +4,12 @@ python tools/predict.py --checkpoint FILE photo.jpg folder "more/*.heic" --out D
 python tools/predict.py --checkpoint FILE photo.jpg --out DIR --write depth,npy,ply --tiles
 
 Writes below DIR, named after the inputs and in their folders:
-  depth   NAME_depth.png   16 bits: mm (metric), or inverse depth over the full range (relative)
+  depth   NAME_depth.png   16 bits: mm, or inverse depth over the full range (--png_unit)
   npy     NAME_depth.npy   float32: metres, or relative inverse depth
   colour  NAME_colour.png  near warm, far cold
   side    NAME_side.png    the image beside its depth
-  ply     NAME_points.ply  point cloud in metres, x right, y up, z towards the viewer (metric only)
+  ply     NAME_points.ply  point cloud in metres (metric only), x right, y up, z towards the viewer:
+                           upright in MeshLab and CloudCompare (turn y and z round for OpenCV)
   and NAME_depth.json, which says what the values mean, with depth, npy and ply.
 
 Exit code: 0 all inputs done; 1 some were skipped, each is named; 2 wrong usage, nothing to be done.
@@ -104,9 +105,10 @@ def parser() -> Parser:
     depth = result.add_argument_group("depth PNG and point cloud").add_argument
     depth(
         "--png_unit",
-        choices=("mm", "cm"),
+        choices=("mm", "cm", "inverse"),
         default="mm",
-        help="metric depth per code: mm reaches 65.5 m, cm 655 m (default: mm)",
+        help="mm reaches 65.5 m, cm 655 m, inverse depth fills the range (default: mm; relative "
+        "weights: always inverse)",
     )
     depth(
         "--intrinsics",

@@ -8,14 +8,16 @@ does not say it has to predict a rendered room as such a model would (``flatdept
 
 import contextlib
 import json
+import math
 import os
 import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import huggingface_hub
 import safetensors
@@ -35,7 +37,7 @@ from flatdepth.models.huggingface import (
     is_huggingface,
     read_config,
 )
-from flatdepth.models.probe import check_weights
+from flatdepth.models.probe import check_weights, likely_kind
 
 FORMAT = "flatdepth"
 """The value of ``format`` in the metadata of files that we wrote."""
@@ -77,7 +79,7 @@ class WeightFile:
     def size(self) -> tuple[int, int] | None:
         """Width and number of blocks of the encoder; None if there is none."""
         token = self.tensors.get(ENCODER + "cls_token")
-        if token is None:
+        if token is None or token.ndim == 0:
             return None
         prefix = ENCODER + "blocks."
         inside = (name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix))
@@ -184,31 +186,67 @@ def open_model(
         kind, max_depth_m: what the file holds, for one that does not say it.
 
     Raises:
-        UserError: as for ``load_weights``, or neither the file nor the arguments say the kind.
+        UserError: as for ``load_weights``, the file holds no encoder of a known size or no head, or
+            neither it nor the arguments say the kind.
     """
-    weights = read_weights(source)
-    said = weights.metadata or {}
+    return model_of(read_weights(source), kind=kind, max_depth_m=max_depth_m)
+
+
+def model_of(
+    weights: WeightFile, *, kind: Kind | None = None, max_depth_m: float | None = None
+) -> tuple[DepthAnythingV2, LoadReport]:
+    """``open_model`` for a file that has been read."""
+    source, said = weights.source, weights.metadata or {}
     if weights.encoder is None:
         found = "no encoder" if weights.size is None else f"one of width and depth {weights.size}"
         raise UserError(
             f"{source}: expected an encoder of Depth Anything V2 ({', '.join(ENCODERS)}), found "
             f"{found}; take another file"
         )
+    if not weights.has_head:
+        raise UserError(
+            f"{source}{_notes(weights)} holds no depth head and so predicts nothing; train one "
+            "from it with model.head fresh"
+        )
+    given = {"kind": kind, "max_depth_m": None if max_depth_m is None else str(float(max_depth_m))}
+    for field, value in given.items():
+        if value is not None and field in said and said[field] != value:
+            raise UserError(
+                f"{source} says that its {field} is {said[field]}, so {value} would misread it; "
+                f"leave {field} out"
+            )
     chosen = kind or said.get("kind")
     if chosen is None:
-        raise UserError(f"{source} does not say its kind; pass kind metric or relative")
-    far = max_depth_m or float(said.get("max_depth_m", "nan"))
-    if chosen == "metric" and not far > 0:
+        guess = guess_kind(weights)
+        hint = f", and its logits look {guess}" if guess else ""
+        raise UserError(
+            f"{source} does not say its kind{hint}; pass kind metric, with max_depth_m, or relative"
+        )
+    if chosen == "relative":
+        model = DepthAnythingV2(weights.encoder, kind="relative")
+    elif max_depth_m is None and "max_depth_m" not in said:
         raise UserError(
             f"{source} does not say its maximum depth; pass max_depth_m, which is 20 for the "
             "official indoor files and 80 for outdoor"
         )
-    model = (
-        DepthAnythingV2(weights.encoder, kind="metric", max_depth_m=far)
-        if chosen == "metric"
-        else DepthAnythingV2(weights.encoder, kind="relative")
-    )
+    else:
+        far = float(said["max_depth_m"]) if max_depth_m is None else max_depth_m
+        model = DepthAnythingV2(weights.encoder, kind="metric", max_depth_m=far)
     return model.eval(), _load(model, weights, "keep")
+
+
+def guess_kind(weights: WeightFile) -> Kind | None:
+    """What the logits of a whole model look like; None if they do not tell or are no whole model.
+
+    Raises:
+        UserError: the tensors are not those of a model of the encoder's size.
+    """
+    if weights.encoder is None or not weights.has_head:
+        return None
+    model = DepthAnythingV2(weights.encoder, kind="relative")
+    _check_tensors(model, weights, model.state_dict(), weights.tensors)
+    model.load_state_dict({name: t.float() for name, t in weights.tensors.items()})
+    return likely_kind(model)
 
 
 def _load(
@@ -225,11 +263,14 @@ def _load(
         if head == "keep" or not name.startswith(HEAD)
     }
     _check_encoder(model, weights)
-    _check_tensors(model, weights.source, wanted, tensors)
+    _check_tensors(model, weights, wanted, tensors)
     state = {**expected, **{name: t.to(expected[name]) for name, t in tensors.items()}}
     doubts: tuple[str, ...] = ()
-    if head == "keep" and "kind" not in (weights.metadata or {}):
+    said = weights.metadata or {}
+    # What we wrote is believed; names and configs of others are soon wrong.
+    if head == "keep" and said.get("format") != FORMAT:
         doubts = check_weights(model, state, weights.source)
+        doubts = () if "max_depth_m" in said else doubts
     model.load_state_dict(state, strict=True)
     return LoadReport(
         source=weights.source,
@@ -310,7 +351,7 @@ def read_metadata(path: Path) -> dict[str, str] | None:
     else:
         header = _read_json(path.with_suffix(".json"))
     if isinstance(header, dict) and header.get("format") == FORMAT:
-        return {key: str(header[key]) for key in sorted(header)}
+        return _checked({key: str(header[key]) for key in sorted(header)}, path)
     if path.name == WEIGHTS:
         config = _read_json(path.with_name(CONFIG))
         if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE:
@@ -328,6 +369,22 @@ def read_metadata(path: Path) -> dict[str, str] | None:
             said |= {"kind": "metric", "max_depth_m": far}
         return said
     return None
+
+
+def _checked(said: dict[str, str], path: Path) -> dict[str, str]:
+    """Metadata that we wrote, after a look at the values on which reading the weights depends."""
+    far = said.get("max_depth_m", "nan" if said.get("kind") == "metric" else "1")
+    try:
+        sound = 0 < float(far) < math.inf and said.get("kind") in get_args(Kind)
+    except ValueError:
+        sound = False
+    if not sound:
+        shown = ", ".join(f"{key} {said.get(key)}" for key in ("kind", "max_depth_m"))
+        raise UserError(
+            f"{path}: expected in its metadata the kind metric, with max_depth_m in metres, or "
+            f"relative, found {shown}; save it again"
+        )
+    return said
 
 
 def _read_json(path: Path) -> object:
@@ -396,7 +453,10 @@ def _only_weights(source: str, files: Iterable[str]) -> str:
 
 def _read(path: Path, source: str) -> object:
     try:
-        return _READERS[path.suffix](path)
+        with warnings.catch_warnings():
+            # torch warns of some pickles before it refuses them; the refusal says it all.
+            warnings.simplefilter("ignore")
+            return _READERS[path.suffix](path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{source} is damaged or holds Python objects besides tensors, which are never loaded "
@@ -514,11 +574,12 @@ def _check_encoder(model: DepthAnythingV2, weights: WeightFile) -> None:
 
 def _check_tensors(
     model: DepthAnythingV2,
-    source: str,
+    weights: WeightFile,
     wanted: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
 ) -> None:
     """Hold the file's tensors against the model's, by name, shape and kind of number."""
+    source = f"{weights.source}{_notes(weights)}"
     if not wanted.keys() & tensors.keys():
         raise UserError(
             f"{source}: none of its {len(tensors)} tensors belongs to the model: expected names "
@@ -547,6 +608,11 @@ def _check_tensors(
             f"{source} does not fit {model.encoder}: {', '.join(faults)}; take a file of the same "
             "model"
         )
+
+
+def _notes(weights: WeightFile) -> str:
+    """What was done to the file on the way, in brackets."""
+    return f" ({'; '.join(weights.unwrapped)})" if weights.unwrapped else ""
 
 
 def _conversions(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
@@ -600,7 +666,7 @@ def _some(items: Iterable[str], limit: int = 3) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip()
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
 
 
 def _unreadable(name: str, error: Exception) -> str:

@@ -10,6 +10,7 @@ position embedding at n / 37, the original code and ours at (n + 0.1) / 37
 (``resize_position_embedding``), so predictions are equal at 518 x 518 and only close elsewhere.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -37,7 +38,9 @@ _ENCODER_PREFIXES = ("embeddings.", "encoder.layer.", "layernorm.")
 _PREFIXES = ("backbone.", "neck.", *_ENCODER_PREFIXES)
 _QKV = ("query", "key", "value")
 _OURS = re.compile(r"pretrained\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
-_THEIRS = re.compile(r"(backbone\.encoder\.layer\.(\d+)\.attention\.attention)\.\w+\.(weight|bias)")
+_THEIRS = re.compile(
+    r"(backbone\.encoder\.layer\.(\d+)\.attention\.attention)\.(?:query|key|value)\.(weight|bias)"
+)
 
 
 def is_huggingface(names: Mapping[str, object]) -> bool:
@@ -78,11 +81,19 @@ def from_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if match := _THEIRS.fullmatch(name):
             layer, block, leaf = match.groups()
-            rows = [t for part in _QKV if (t := tensors.get(f"{layer}.{part}.{leaf}")) is not None]
-            renamed[f"pretrained.blocks.{block}.attn.qkv.{leaf}"] = torch.cat(rows)
+            rows = [tensors.get(f"{layer}.{part}.{leaf}") for part in _QKV]
+            whole = [t for t in rows if t is not None and t.ndim and t.shape == tensor.shape]
+            joined = len(whole) == len(_QKV)
+            own = f"pretrained.blocks.{block}.attn.qkv.{leaf}" if joined else name
+            renamed[own] = torch.cat(whole) if joined else tensor
         else:
             renamed[_rename(name, names) or name] = tensor
     return renamed
+
+
+def takes(model: DepthAnythingV2) -> bool:
+    """Whether transformers can express the model: its maximum depth is in whole metres."""
+    return model.kind == "relative" or model.max_depth_m.is_integer()
 
 
 def model_config(model: DepthAnythingV2) -> dict[str, object]:
@@ -92,7 +103,7 @@ def model_config(model: DepthAnythingV2) -> dict[str, object]:
         UserError: the maximum depth is not a whole number of metres; transformers takes no other.
     """
     spec = ENCODERS[model.encoder]
-    if model.kind == "metric" and not model.max_depth_m.is_integer():
+    if not takes(model):
         raise UserError(
             f"max_depth_m: transformers takes whole metres only, found {model.max_depth_m}; export "
             "to a .pth or .safetensors file instead"
@@ -157,11 +168,11 @@ def read_config(config: Mapping[str, object], source: str) -> dict[str, str]:
     """
     kind, far = config.get("depth_estimation_type", "relative"), config.get("max_depth", 1)
     if kind not in ("metric", "relative") or (
-        kind == "metric" and not isinstance(far, int | float)
+        kind == "metric" and not (isinstance(far, int | float) and 0 < far < math.inf)
     ):
         raise UserError(
             f"{source}: expected in {CONFIG} the depth_estimation_type metric or relative and a "
-            f"number as max_depth, found {kind!r} and {far!r}; restore that file"
+            f"positive number as max_depth, found {kind!r} and {far!r}; restore that file"
         )
     said = {"kind": str(kind), "units": "m" if kind == "metric" else "1/depth"}
     if kind == "metric":
@@ -172,22 +183,23 @@ def read_config(config: Mapping[str, object], source: str) -> dict[str, str]:
     for name, spec in ENCODERS.items():
         if (spec.embed_dim, spec.depth) == size:
             said["encoder"] = name
-            read, expected = _blocks_read(backbone), [index + 1 for index in spec.taken]
+            read, expected = _blocks_read(backbone), [str(index + 1) for index in spec.taken]
             if read and read != expected:
                 raise UserError(
-                    f"{source}: its head reads the encoder after blocks {read}, that of Depth "
-                    f"Anything V2 after {expected}; this looks like version 1, take a V2 file"
+                    f"{source}: its head reads the encoder after blocks {', '.join(read)}, that of "
+                    f"Depth Anything V2 after {', '.join(expected)}; this looks like version 1, "
+                    "take a V2 file"
                 )
     return said
 
 
-def _blocks_read(backbone: Mapping[str, object]) -> list[int]:
+def _blocks_read(backbone: Mapping[str, object]) -> list[str]:
     """The blocks, counted from 1, after which the head reads; empty if the config leaves it out."""
     indices, features = backbone.get("out_indices"), backbone.get("out_features")
     if isinstance(indices, list):
-        return [int(index) for index in indices]
+        return [str(index) for index in indices]
     if isinstance(features, list):
-        return [int(str(feature).removeprefix("stage")) for feature in features]
+        return [str(feature).removeprefix("stage") for feature in features]
     return []
 
 

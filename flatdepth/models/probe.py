@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.depth_anything import DepthAnythingV2, Kind
 from flatdepth.readers.rooms import render_room
 
 HEIGHT, WIDTH = 252, 336
@@ -49,6 +49,19 @@ FACTOR = 2.5
 def probe_image() -> Float[Tensor, "1 3 h w"]:
     """The room, sRGB in 0..1."""
     return _room()[0].clone()
+
+
+@torch.no_grad()
+def likely_kind(model: DepthAnythingV2) -> Kind | None:
+    """The kind that a model's logits look like, if nearly all have one sign.
+
+    Args:
+        model: a relative one, whose prediction is the positive part of the logits.
+    """
+    share = float((model.eval()(probe_image()) > 0).float().mean())
+    if share >= SHARE:
+        return "relative"
+    return "metric" if share <= 1 - SHARE else None
 
 
 @torch.no_grad()

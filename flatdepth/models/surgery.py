@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flatdepth.errors import UserError
-from flatdepth.models.checkpoint import WeightFile
-from flatdepth.models.depth_anything import UNUSED
+from flatdepth.models.checkpoint import WeightFile, describe, guess_kind
+from flatdepth.models.depth_anything import UNUSED, DepthAnythingV2
 
 _GROUPS = (
     (re.compile(r"pretrained\.(?:cls_token|pos_embed|mask_token)"), "tokens and positions"),
@@ -110,30 +110,30 @@ def diff(a: WeightFile, b: WeightFile) -> Diff:
     )
 
 
-def blend(a: WeightFile, b: WeightFile, alpha: float) -> dict[str, Tensor]:
-    """``(1 - alpha) A + alpha B``: exactly A at 0 and B at 1, float32.
+def blend(a: DepthAnythingV2, b: DepthAnythingV2, alpha: float) -> dict[str, Tensor]:
+    """The state dict ``(1 - alpha) A + alpha B``: exactly A's at 0 and B's at 1.
 
     Interpolating a fine-tuned model with the one it started from trades what it learned for what
     it would forget (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", section 3).
 
     Raises:
-        UserError: ``alpha`` is outside 0..1, or the files do not hold the same tensors of the same
-            kind and maximum depth.
+        UserError: ``alpha`` is outside 0..1, or the models differ in encoder, kind or maximum
+            depth.
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha: expected a share between 0 (A) and 1 (B), got {alpha}")
-    check_alike(a, b)
-    for field in ("kind", "max_depth_m"):
-        of_a, of_b = ((file.metadata or {}).get(field) for file in (a, b))
-        if of_a is not None and of_b is not None and of_a != of_b:
+    of_a, of_b = describe(a), describe(b)
+    for field in ("encoder", "kind", "max_depth_m"):
+        if of_a.get(field) != of_b.get(field):
             raise UserError(
-                f"{a.source} has {field} {of_a} and {b.source} {of_b}, so their outputs mean "
-                "different things; blend two files of one kind"
+                f"A has {field} {of_a.get(field)} and B {of_b.get(field)}; blend two files of one "
+                "encoder, kind and maximum depth"
             )
+    after = b.state_dict()
     # torch.lerp counts from the nearer end, so both ends are exact.
     return {
-        name: torch.lerp(t.double(), b.tensors[name].double(), alpha).float()
-        for name, t in a.tensors.items()
+        name: torch.lerp(t.double(), after[name].double(), alpha).float()
+        for name, t in a.state_dict().items()
     }
 
 
@@ -251,7 +251,11 @@ def diff_chart(result: Diff) -> bytes:
 
 
 def info(weights: WeightFile) -> str:
-    """What a file holds, a line each: kind, encoder, depth range, keys, size."""
+    """What a file holds, a line each: kind, encoder, depth range, keys, size.
+
+    A whole model predicts a rendered room on the way, to say which kind its logits look like where
+    the file does not say it or says the other.
+    """
     said = weights.metadata or {}
     numbers = sum(t.numel() for t in weights.tensors.values())
     dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in weights.tensors.values())
@@ -268,7 +272,7 @@ def info(weights: WeightFile) -> str:
         "file": str(weights.path),
         "size": f"{weights.path.stat().st_size / 1e6:.1f} MB",
         "encoder": encoder,
-        "head": "yes" if weights.has_head else "none; train with head fresh",
+        "head": "yes" if weights.has_head else "none",
         "kind": f"{said['kind']} (by {source})" if "kind" in said else "not said by the file",
         "max_depth_m": said.get(
             "max_depth_m", "none" if said.get("kind") == "relative" else "not said by the file"
@@ -279,6 +283,16 @@ def info(weights: WeightFile) -> str:
         "types": ", ".join(f"{count} {dtype}" for dtype, count in dtypes.items()),
         "unwrapped": "; ".join(weights.unwrapped) or "nothing",
     }
+    if weights.encoder is None:
+        rows["fault"] = "not a file of Depth Anything V2: no encoder of a known size"
+    elif not weights.has_head:
+        rows["fault"] = "predicts nothing without a head; train one with model.head fresh"
+    try:
+        guess = guess_kind(weights)
+        if guess is not None and guess != said.get("kind"):
+            rows["kind"] += f"; its logits look {guess}"
+    except UserError as error:
+        rows["fault"] = str(error)
     known = {"format", "encoder", "kind", "max_depth_m", "units"}
     rows |= {key: value for key, value in said.items() if key not in known}
     return "\n".join(f"{key:<12} {value}" for key, value in rows.items())

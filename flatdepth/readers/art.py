@@ -7,7 +7,7 @@ from typing import Literal
 
 from flatdepth.errors import UserError
 from flatdepth.readers.base import Item, Listing
-from flatdepth.readers.files import Tree, make_key, read_art, read_table, sort_items
+from flatdepth.readers.files import Tree, make_key, printable, read_art, read_table, sort_items
 from flatdepth.types import RawFrame
 
 _EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "ppm")
@@ -67,7 +67,7 @@ class ArtReader:
         url = item.files["image"]
         picture = read_art(url, self.max_side)
         path = Tree(self.raw).path(url)
-        meta: dict[str, object] = {"image": path}
+        meta: dict[str, object] = {"image": printable(path)}
         if "credits" in item.files:
             meta |= _read_credits(item.files["credits"]).get(path.rpartition("/")[2], {})
         return RawFrame(

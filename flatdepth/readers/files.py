@@ -5,20 +5,24 @@ file system or directory is a ``UserError``.
 """
 
 import csv
+import errno
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import h5py
 import numpy as np
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.readers.base import Item
@@ -29,6 +33,11 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 # An MPO is a JPEG with more JPEGs appended; every JPEG decoder reads its first picture.
 _KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _EXIF_ORIENTATION = 0x0112
+
+MAX_BYTES = 8 * MAX_PIXELS
+"""Files and arrays above this are refused: room for the 16-bit RGBA of an image of MAX_PIXELS."""
+
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
 _UPRIGHT = (0, 1)
 
 
@@ -106,12 +115,25 @@ class Tree:
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole file. Raises BadFrame if it is missing; other failures to read stay loud."""
+    """The whole file. Raises BadFrame if it is missing, unreadable or has over ``MAX_BYTES``.
+
+    Other failures stay loud, and so does refusal by a remote file system, which more likely comes
+    from credentials than from the file.
+    """
+    opening = fsspec.open(url, "rb")
     try:
-        with fsspec.open(url, "rb") as file:
-            return bytes(file.read())
+        with opening as file:
+            known_size = getattr(file, "size", None) or 0  # zip members and the like have none
+            data = b"" if known_size > MAX_BYTES else bytes(file.read(MAX_BYTES + 1))
     except FileNotFoundError as error:
         raise BadFrame("file missing", url) from error
+    except OSError as error:
+        if error.errno not in _NO_ACCESS or not isinstance(opening.fs, LocalFileSystem):
+            raise
+        raise BadFrame("file unreadable", f"{url}: {error.strerror}") from error
+    if max(known_size, len(data)) > MAX_BYTES:
+        raise BadFrame("file too large", f"{url}: more than {MAX_BYTES} bytes")
+    return data
 
 
 def read_table(url: str, columns: Sequence[str], delimiter: str = ",") -> list[dict[str, str]]:
@@ -249,7 +271,12 @@ def pinhole(fx: float, fy: float, cx: float, cy: float) -> Float64[np.ndarray, "
 
 def relative_paths(tree: Tree, files: Mapping[str, str]) -> dict[str, object]:
     """Where a frame came from, for its ``meta``: free of the machine's own directories."""
-    return {role: tree.path(url) for role, url in files.items()}
+    return {role: printable(tree.path(url)) for role, url in files.items()}
+
+
+def printable(path: str | Path) -> str:
+    """A path on one line: control characters and undecodable bytes become escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 
 def _decode(data: bytes, url: str, role: str = "image") -> tuple[Image.Image, int]:
@@ -266,7 +293,10 @@ def _decode(data: bytes, url: str, role: str = "image") -> tuple[Image.Image, in
     except BadFrame:
         raise
     except Image.DecompressionBombError as error:
-        raise BadFrame(f"{role} too large", f"{url}: {error}") from error
+        raise BadFrame(f"{role} too large", f"{url}: more than {MAX_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:  # names an address in memory instead of the file
+        formats = ", ".join(_FORMATS)
+        raise BadFrame(f"{role} unreadable", f"{url}: damaged or none of {formats}") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise BadFrame(f"{role} unreadable", f"{url}: {error}") from error
     return image, orientation
@@ -314,7 +344,8 @@ def _read_dataset(file: h5py.File, name: str, url: str) -> NDArray[Any]:
     # A stranger's file must not make us read other files of this machine.
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise BadFrame("HDF5 unreadable", f"{url}: {name} is not a plain dataset")
-    if dataset.size is None or dataset.size > 3 * MAX_PIXELS:
+    chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
+    if dataset.size is None or max(dataset.nbytes, chunk) > MAX_BYTES:
         raise BadFrame("HDF5 unreadable", f"{url}: {name} has the shape {dataset.shape}")
     array = np.asarray(dataset[()])
     return array.astype(array.dtype.newbyteorder("="))

@@ -274,10 +274,10 @@ def _translate(run: str) -> str:
 
 def _read_npy(url: str) -> NDArray[Any]:
     data = read_bytes(url)
+    if not data.startswith(b"\x93NUMPY"):  # numpy would take it for a pickle and advise to load it
+        raise BadFrame("depth unreadable", f"{url}: not an array as numpy.save writes it")
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # the header is Python text: damage raises nearly anything
         raise BadFrame("depth unreadable", f"{url}: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise BadFrame("depth unreadable", f"{url}: not a single array")
     return array.astype(array.dtype.newbyteorder("="))

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,12 @@ from flatdepth.errors import BadFrame, UserError
 from flatdepth.shards import DEPTH_EXT, INDEX_NAME, JSON_EXT, WORK_DIR, Index
 from flatdepth.shards.codec import decode_depth
 from flatdepth.types import RawFrame
+
+ATTEMPTS = 5
+"""How often a remote read is tried before it counts as failed."""
+
+FIRST_PAUSE_SECONDS = 0.5
+"""Wait before the second attempt; every further one takes twice as long as the one before."""
 
 _MAX_DESCRIPTORS = 256
 
@@ -77,7 +85,7 @@ class ShardSet:
         fs, root = resolve(url)
         root = root.removesuffix(f"/{INDEX_NAME}")
         try:
-            data = fs.cat_file(f"{root}/{INDEX_NAME}")
+            data = _cat(fs, f"{root}/{INDEX_NAME}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(_how_to_make(url, fs, root)) from error
         except OSError as error:
@@ -132,10 +140,15 @@ class ShardSet:
             if self._pread:
                 blob = self._read_local(number, path, start, end - start)
             else:
-                blob = self._fs.cat_file(path, start=start, end=end)
+                blob = _cat(self._fs, path, start, end)
         except OSError as error:
             raise UserError(f"cannot read shard {path}: {error}") from error
-        if len(blob) != end - start:
+        if len(blob) > end - start:
+            raise UserError(
+                f"cannot read shard {path}: its server sends whole files instead of the range that "
+                "was asked for; take a server with range requests, or copy the set to a local disk"
+            )
+        if len(blob) < end - start:
             raise UserError(
                 f"shard {path} is truncated: sample {self.keys[i]} needs {end} bytes; "
                 "copy or pack it again"
@@ -195,6 +208,30 @@ class ShardSet:
                     f"shard {path} has {found} bytes where its index says {shard.bytes}; "
                     "copy or pack it again"
                 )
+
+
+def _cat(
+    fs: fsspec.AbstractFileSystem, path: str, start: int | None = None, end: int | None = None
+) -> bytes:
+    """Bytes of a file; a remote read that fails on the way is tried again, more slowly each time.
+
+    Raises:
+        OSError: the file is missing or may not be read, or the last attempt failed.
+    """
+    attempts = 1 if isinstance(fs, LocalFileSystem) else ATTEMPTS
+    for attempt in range(attempts):
+        try:
+            blob: bytes = fs.cat_file(path, start=start, end=end)
+            return blob
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            raise
+        except Exception as error:  # every kind of file system has its own errors for a lost line
+            if attempt + 1 == attempts:
+                raise OSError(f"{type(error).__name__}: {error} ({attempts} attempts)") from error
+            pause = FIRST_PAUSE_SECONDS * 2**attempt
+            print(f"note: {path}: {error!r}; trying again in {pause:g} s", file=sys.stderr)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 def _raw_frame(key: str, parts: Mapping[str, bytes], image_ext: str) -> RawFrame:

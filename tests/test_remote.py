@@ -1,0 +1,182 @@
+"""Shard sets on http and s3: range reads, dropped connections, what is missing, training."""
+
+import os
+import re
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+
+from flatdepth.cli import parse_config
+from flatdepth.config import TrainConfig
+from flatdepth.corpus import open_corpus
+from flatdepth.errors import UserError
+from flatdepth.loader import training_samples
+from flatdepth.shards import read
+from flatdepth.shards.read import ShardSet
+from flatdepth.train import make_training_batch
+from flatdepth.types import Batch
+from tests.conftest import TinySets
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the files below a directory; can be told to hang up, or to ignore ranges."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root = root
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.drops = 0
+        self.ranges: list[str | None] = []
+        self.knows_ranges = True
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        file = self.server.root / self.path.lstrip("/")
+        if not file.is_file():
+            self.send_error(404)
+            return
+        data = file.read_bytes()
+        asked = self.headers.get("Range") if self.server.knows_ranges else None
+        self.server.ranges.append(asked)
+        if asked is not None:
+            first, last = (int(n) for n in re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups())  # type: ignore[union-attr]
+            data = data[first : last + 1]
+        self.send_response(200 if asked is None else 206)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.server.drops:
+            self.server.drops -= 1
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tiny_sets: TinySets) -> Iterator[Server]:
+    with Server(tiny_sets.rooms.parent) as served:
+        thread = Thread(target=served.serve_forever, args=(0.01,))
+        thread.start()
+        yield served
+        served.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "FIRST_PAUSE_SECONDS", 0.001)
+
+
+def same_samples(remote: ShardSet, local: ShardSet) -> None:
+    assert remote.keys == local.keys
+    for i in range(len(local)):
+        assert remote.read_bytes(i) == local.read_bytes(i)
+
+
+def test_http_samples_are_the_local_ones_in_one_range_request_each(
+    server: Server, tiny_sets: TinySets
+) -> None:
+    with ShardSet.open(tiny_sets.rooms) as local, ShardSet.open(f"{server.url}/rooms") as remote:
+        assert server.ranges == [None], "the index is read whole"
+        same_samples(remote, local)
+        spans = local.index.spans()
+        assert server.ranges[1:] == [f"bytes={start}-{end - 1}" for start, end in spans]
+
+
+def test_a_dropped_connection_is_tried_again(
+    server: Server, tiny_sets: TinySets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.drops = 2
+    with ShardSet.open(tiny_sets.rooms) as local, ShardSet.open(f"{server.url}/rooms/") as remote:
+        assert len(server.ranges) == 3
+        server.drops = read.ATTEMPTS - 1
+        assert remote.read_bytes(3) == local.read_bytes(3)
+        assert len(server.ranges) == 3 + read.ATTEMPTS
+        assert capsys.readouterr().err.count("trying again") == 2 + read.ATTEMPTS - 1
+        server.drops = read.ATTEMPTS
+        with pytest.raises(UserError, match=rf"cannot read shard http.*\({read.ATTEMPTS} attempts"):
+            remote.read_bytes(3)
+
+
+def test_what_is_missing_is_said_at_once(server: Server) -> None:
+    with pytest.raises(UserError, match="there is no shard set at http"):
+        ShardSet.open(f"{server.url}/nothing")
+    assert server.ranges == []
+
+
+def test_a_server_without_ranges_is_named(server: Server) -> None:
+    server.knows_ranges = False
+    with (
+        ShardSet.open(f"{server.url}/rooms") as remote,
+        pytest.raises(UserError, match="sends whole files instead of the range"),
+    ):
+        remote.read(0)
+
+
+def test_training_samples_do_not_depend_on_where_the_set_is(
+    server: Server, tiny_sets: TinySets, tmp_path: Path
+) -> None:
+    """With connections that drop now and then, on two threads."""
+
+    def batches(rooms: str, pictures: str) -> list[Batch]:
+        path = tiny_sets.config(tmp_path, data__train=[{"path": rooms}], data__art=[pictures])
+        config = parse_config(TrainConfig, [f"--config={path}"], prog="train.py", description=None)
+        stream = training_samples(
+            open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=2
+        )
+        server.drops = 3
+        cpu = torch.device("cpu")
+        found = [make_training_batch(next(stream), config, cpu) for _ in range(3)]
+        stream.close()
+        return found
+
+    remote = batches(f"{server.url}/rooms", f"{server.url}/pictures")
+    assert server.drops == 0
+    local = batches(str(tiny_sets.rooms), str(tiny_sets.pictures))
+    for ours, theirs in zip(remote, local, strict=True):
+        assert torch.equal(ours.image, theirs.image) and torch.equal(ours.depth_m, theirs.depth_m)
+
+
+@pytest.fixture
+def s3_set(tiny_sets: TinySets, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The rooms in a bucket of a local S3 server."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    s3 = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    s3.start()
+    host, port = s3.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="sets")
+    for file in sorted(tiny_sets.rooms.iterdir()):
+        client.upload_file(os.fspath(file), "sets", f"rooms/{file.name}")
+    client.close()
+    yield "s3://sets/rooms"
+    s3.stop()
+
+
+def test_s3_samples_are_the_local_ones(s3_set: str, tiny_sets: TinySets) -> None:
+    with ShardSet.open(tiny_sets.rooms) as local, ShardSet.open(s3_set) as remote:
+        same_samples(remote, local)
+    with pytest.raises(UserError, match="there is no shard set at s3://sets/other"):
+        ShardSet.open("s3://sets/other")
