@@ -391,9 +391,7 @@ def test_a_picture_depends_on_its_identity_and_not_on_its_batch() -> None:
 
 def test_shares_and_counts_follow_the_config() -> None:
     frame = wall_frame(2)
-    config = dataclasses.replace(
-        ALWAYS, share=0.5, max_pastes=2, area=(0.03, 0.1), layout=STANDING
-    )
+    config = dataclasses.replace(ALWAYS, share=0.5, max_pastes=2, area=(0.03, 0.1), layout=STANDING)
     counts = [len(plan(frame, identity, config)) for identity in range(300)]
     assert abs(np.mean([count > 0 for count in counts]) - 0.5) < 3.3 * 0.5 / np.sqrt(300)
     assert set(counts) == {0, 1, 2}
