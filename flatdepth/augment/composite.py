@@ -374,14 +374,9 @@ def _paste_layer(
     z = inverse.clamp_min(1e-9).reciprocal()
     place = (affine[:, :2] * z).movedim(1, -1)
     # each from its own canvas, so that a picture's bits do not depend on its batch
-    drawn = torch.cat(
+    drawn = _together(
         [
-            F.grid_sample(
-                own[None, :, :rows, :columns],
-                at[None],
-                padding_mode="border",
-                align_corners=False,
-            )
+            _sampled(own[None, :, :rows, :columns], at[None])
             for own, at, (rows, columns) in zip(texture, place, layer.canvases, strict=True)
         ]
     )
@@ -419,14 +414,35 @@ def _paste_layer(
         _put_windows(whole, part, layer)
 
 
+def _sampled(
+    texture: Float[Tensor, "1 c h w"], place: Float[Tensor, "1 rows columns 2"]
+) -> Float[Tensor, "1 c rows columns"]:
+    """``grid_sample`` of one image; on a CPU, where it only shares out batches, in equal bands."""
+    rows, columns = place.shape[1:3]
+    bands = 1
+    if place.device.type == "cpu":
+        bands = max(n for n in range(1, torch.get_num_threads() + 1) if rows % n == 0)
+    drawn = F.grid_sample(
+        texture.expand(bands, -1, -1, -1),
+        place.view(bands, rows // bands, columns, 2),
+        padding_mode="border",
+        align_corners=False,
+    )
+    return drawn.transpose(0, 1).reshape(1, -1, rows, columns)
+
+
 def _windows(x: Tensor, layer: Layer) -> Tensor:
     """The windows of a layer, (B, C, height, width)."""
-    return torch.stack(
+    return _together(
         [
-            own[:, top : top + layer.height, left : left + layer.width]
+            own[None, :, top : top + layer.height, left : left + layer.width]
             for own, (top, left) in zip(x, layer.windows, strict=True)
         ]
     )
+
+
+def _together(images: list[Tensor]) -> Tensor:
+    return images[0] if len(images) == 1 else torch.cat(images)
 
 
 def _put_windows(x: Tensor, windows: Tensor, layer: Layer) -> None:

@@ -172,14 +172,16 @@ def draw_textures(
     slant = p["relief"] * _slant(x, y, ax, ay, p) * (p["profile_a"] + p["profile_b"] * depth_in)
     frame = frame * (lit * (1 + slant)[:, None])
     opaque = (inner / p["edge"] + 0.5).clamp(0, 1) * (1 - p["hollow"])
-    colour = (torch.lerp(frame, picture, opaque[:, None]) + grain).clamp(0, 1)
+    drawn = shown.new_empty(len(content), CHANNELS, height, width)
+    torch.clamp(torch.lerp(frame, picture, opaque[:, None]) + grain, 0, 1, out=drawn[:, :3])
 
     shifted_x, shifted_y = x - p["shadow_x"], y - p["shadow_y"]
     wall = _inside(shifted_x.abs(), shifted_y.abs(), shifted_y, p)
     dark = (0.5 + 0.5 * wall / p["shadow_soft"]).clamp(0, 1).square()
-    distances = torch.stack([outer, inner], dim=1) / p["edge"][:, None]
-    edges = torch.cat([distances.clamp(-1, 1), (-p["shadow"] * dark)[:, None]], dim=1)
-    return torch.cat([colour, edges], dim=1)
+    torch.clamp(outer / p["edge"], -1, 1, out=drawn[:, 3])
+    torch.clamp(inner / p["edge"], -1, 1, out=drawn[:, 4])
+    torch.mul(-p["shadow"], dark, out=drawn[:, 5])
+    return drawn
 
 
 def _rgb(p: dict[str, Tensor], name: str) -> Tensor:
