@@ -19,10 +19,11 @@ from flatdepth.benchmark import environment
 from flatdepth.config import TrainConfig
 from flatdepth.corpus import open_corpus
 from flatdepth.ema import Ema
+from flatdepth.launch import accumulation_steps
 from flatdepth.loader import to_device, training_samples
 from flatdepth.memory import build_bare_model, count_flops, take_step
 from flatdepth.optim import make_optimizer
-from flatdepth.train import accumulation_steps, loss_weight
+from flatdepth.train import loss_weight
 
 WARM_UP = 2
 

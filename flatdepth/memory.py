@@ -585,7 +585,7 @@ def validate_once(model: DepthAnythingV2, config: TrainConfig, device: torch.dev
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """As ``flatdepth.train.make_accelerator`` sets it."""
+    """As ``flatdepth.launch.make_accelerator`` sets it."""
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
     return torch.autocast(device.type, dtype, enabled=config.precision != "no", cache_enabled=False)
 

@@ -27,6 +27,7 @@ from flatdepth.config import TrainConfig
 from flatdepth.corpus import open_corpus
 from flatdepth.errors import UserError
 from flatdepth.geometry import fit_plane, pixel_rays
+from flatdepth.launch import accumulation_steps
 from flatdepth.loader import Sample, training_samples
 from flatdepth.pictures import (
     REGION_COLOURS,
@@ -36,7 +37,7 @@ from flatdepth.pictures import (
     contact_sheet,
     depth_limits,
 )
-from flatdepth.train import accumulation_steps, make_training_batch
+from flatdepth.train import make_training_batch
 from flatdepth.types import Batch, Region
 
 RESIDUAL_LIMIT = 1e-4

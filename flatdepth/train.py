@@ -8,21 +8,13 @@ function of the step.
 
 import dataclasses
 import math
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    AutocastKwargs,
-    DistributedType,
-    ProjectConfiguration,
-    broadcast_object_list,
-    parse_flag_from_env,
-)
+from accelerate.utils import DistributedType, broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,6 +25,7 @@ from flatdepth.corpus import open_corpus
 from flatdepth.ema import Ema
 from flatdepth.errors import UserError
 from flatdepth.evaluate import evaluate
+from flatdepth.launch import accumulation_steps, make_accelerator
 from flatdepth.loader import Sample, to_device, training_samples
 from flatdepth.lora import add_lora, merged
 from flatdepth.losses import depth_loss
@@ -40,7 +33,7 @@ from flatdepth.memory import out_of_memory_advised
 from flatdepth.modelcard import write_model_card
 from flatdepth.models.checkpoint import load_weights, save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2, freeze
-from flatdepth.optim import import_extra, make_optimizer
+from flatdepth.optim import make_optimizer
 from flatdepth.runlog import RunLog
 from flatdepth.schedule import lr_factor
 from flatdepth.state import (
@@ -181,60 +174,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         write_model_card(run / "weights" / "final.safetensors", run)
     accelerator.end_training()
     return metrics
-
-
-def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
-    """The accelerator of a run; on a CPU fp16 becomes full precision, with a word about it.
-
-    Raises:
-        UserError: the tracker's package is missing, FSDP meets what it cannot do, or the launcher
-            started processes that accelerate does not join into one run.
-    """
-    if config.tracker != "none":
-        import_extra(config.tracker, f"tracker: {config.tracker}")
-    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    precision = config.precision
-    if precision == "fp16" and on_cpu:
-        print("note: fp16 needs a GPU; this run uses full precision", file=sys.stderr)
-        precision = "no"
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=precision,
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tracker")),
-        # Every weight is used once per forward pass: a cache of their half-precision copies saves
-        # no work, and with checkpointing it holds them all when the head's activations peak.
-        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
-    )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise UserError(
-            f"the launcher started {launched} processes, but accelerate sees "
-            f"{accelerator.num_processes}; launch with torchrun or a matching accelerate config"
-        )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        refused = {"optim.ema": config.optim.ema, "model.lora_rank": config.model.lora_rank}
-        for key in (key for key, value in refused.items() if value):
-            raise UserError(
-                f"{key} does not work with FSDP, which spreads the weights over the devices; "
-                "set it to 0, or launch with configs/accelerate/multi_gpu.yaml"
-            )
-    return accelerator
-
-
-def accumulation_steps(config: TrainConfig, ranks: int) -> int:
-    """Micro-batches per optimiser step on each of ``ranks`` devices.
-
-    Raises:
-        UserError: ``batch`` is not a multiple of ``micro_batch`` times the number of devices.
-    """
-    share = config.micro_batch * ranks
-    if config.batch % share:
-        raise UserError(
-            f"batch: expected a multiple of micro_batch x devices = {config.micro_batch} x {ranks} "
-            f"= {share}, got {config.batch}; the next one is {-(-config.batch // share) * share}"
-        )
-    return config.batch // share
 
 
 def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthAnythingV2:

@@ -10,11 +10,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
+from flatdepth.launch import accumulation_steps
 from flatdepth.lora import add_lora
 from flatdepth.models import depth_anything
 from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, freeze
 from flatdepth.optim import make_optimizer
-from flatdepth.train import accumulation_steps
 from tests.conftest import REPOSITORY
 
 FILES = sorted((REPOSITORY / "configs").glob("*.yaml"))

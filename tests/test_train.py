@@ -28,6 +28,7 @@ from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.corpus import Corpus, open_corpus
 from flatdepth.errors import UserError
 from flatdepth.evaluate import align_inverse_depth, evaluate
+from flatdepth.launch import accumulation_steps
 from flatdepth.loader import in_order, training_samples
 from flatdepth.losses import depth_loss
 from flatdepth.models.checkpoint import load_weights
@@ -36,7 +37,6 @@ from flatdepth.optim import make_optimizer
 from flatdepth.report import write_report
 from flatdepth.state import Progress, count_step, newest_checkpoint, save_checkpoint, update_best
 from flatdepth.train import (
-    accumulation_steps,
     build_model,
     loss_weight,
     make_training_batch,

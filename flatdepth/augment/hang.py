@@ -5,6 +5,7 @@ pixels under the rectangle. A place is accepted if the grid says that the wall i
 under the rectangle and around it, so that nothing is hung on a chair's back or a monitor.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -33,22 +34,23 @@ MAX_LIFT = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Walls:
-    """Walls of a view in random order, with the direction that is up in it.
+class Walls:
+    """Walls of a view, with the direction that is up in it.
 
     Attributes:
         m: (k, 3) planes in 1/m.
-        places: (k, p, 3) rays to cells where each may carry something.
+        rays: per wall (p, 3) rays to the cells where it is seen.
         up: (3,) unit vector.
     """
 
     m: Float64[np.ndarray, "k 3"]
-    places: Float64[np.ndarray, "k p 3"]
+    rays: tuple[Float64[np.ndarray, "_ 3"], ...]
     up: Float64[np.ndarray, " 3"]
 
 
 def hang(
     thin: ThinView,
+    walls: Walls,
     draws: Draws,
     config: PasteConfig,
     form: Form,
@@ -61,15 +63,11 @@ def hang(
         taken: (N,) cells where something hangs already.
         depth_range_m: (near, far) that the rectangle must lie in.
     """
-    walls = _find_walls(thin, draws, config)
-    if walls is None:
-        return None
     roll = np.deg2rad(1.5) * (2 * draws.uniform("roll") - 1)
     thickness = draws.uniform("thickness", *config.thickness_m)
     target_px2 = form.area * thin.height * thin.width
     smallest_px2 = config.area[0] * thin.height * thin.width
-    attempts = ((m, ray) for m, rays in zip(walls.m, walls.places, strict=True) for ray in rays)
-    for m, ray in islice(attempts, ATTEMPTS):
+    for m, ray in islice(_places(walls, draws), ATTEMPTS):
         for shrink in (1.0, 0.6, 0.36, 0.2):
             area = target_px2 * shrink
             if area < smallest_px2:
@@ -91,8 +89,20 @@ def hang(
     return None
 
 
-def _find_walls(thin: ThinView, draws: Draws, config: PasteConfig) -> _Walls | None:
-    """Walls that are seen in at least a fifth as many cells as the largest one."""
+def _places(
+    walls: Walls, draws: Draws
+) -> Iterator[tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]]:
+    """``PLACES`` random places on each wall, the walls in random order: plane and ray."""
+    order = np.argsort(draws.uniforms("wall", len(walls.m)))
+    numbers = draws.uniforms("place", len(order) * PLACES).reshape(-1, PLACES)
+    for wall, own in zip(order.tolist(), numbers, strict=True):
+        rays = walls.rays[wall]
+        for number in own.tolist():
+            yield walls.m[wall], rays[int(number * len(rays))]
+
+
+def find_walls(thin: ThinView, draws: Draws, config: PasteConfig) -> Walls | None:
+    """Walls that are seen in at least a fifth as many cells as the largest one, None if no wall."""
     known = np.isfinite(thin.inverse_depth) & (thin.inverse_depth > 0)
     seeds = _local_triples(thin, draws, known)
     if len(seeds) == 0:
@@ -113,12 +123,8 @@ def _find_walls(thin: ThinView, draws: Draws, config: PasteConfig) -> _Walls | N
     if not is_wall.any():
         return None
     is_wall &= support >= 0.2 * support[is_wall].max()
-    # in each wall's own cells, the places that a number drawn for the wall points at
-    numbers = draws.uniforms("place", len(m) * PLACES).reshape(len(m), PLACES)
-    ranks = (numbers * support[:, None]).astype(np.int64)
     rays = thin.rays[known]
-    places = [rays[np.flatnonzero(inliers[k])[ranks[k]]] for k in np.flatnonzero(is_wall)]
-    return _Walls(m=m[is_wall], places=np.stack(places), up=up)
+    return Walls(m=m[is_wall], rays=tuple(rays[own] for own in inliers[is_wall]), up=up)
 
 
 def _up(

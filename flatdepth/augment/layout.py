@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from flatdepth.augment.hang import hang
+from flatdepth.augment.hang import Walls, find_walls, hang
 from flatdepth.augment.looks import Form, Kind, Look, draw_form, draw_look
 from flatdepth.augment.rng import Draws
 from flatdepth.augment.sensor import sharpness_and_noise
@@ -104,6 +104,7 @@ def plan_pastes(
     scene = _Occupied(
         taken=np.zeros(len(thin.u), dtype=bool), nearest=thin.nearest, free=config.max_area
     )
+    walls = find_walls(thin, draws, config) if config.layout.hung > 0 else None
     sensor = sharpness_and_noise(thin.frame.image)
     pastes: list[Paste] = []
     for number in range(1 + draws.integer("pastes", config.max_pastes)):
@@ -115,7 +116,7 @@ def plan_pastes(
         aspect = float(picture_aspects[picture]) if kind is Kind.ART else 1.0
         form = draw_form(own, config, kind, aspect)
         form = replace(form, area=min(form.area, scene.free))
-        place = _place(thin, own, config, form, scene, depth_range_m)
+        place = _place(thin, walls, own, config, form, scene, depth_range_m)
         if place is not None:
             pastes.append(_paste(thin, own, config, kind, form, place, picture, sensor))
             scene = scene.with_rectangle(thin, place.rectangle)
@@ -150,6 +151,7 @@ class _Place:
 
 def _place(
     thin: ThinView,
+    walls: Walls | None,
     draws: Draws,
     config: PasteConfig,
     form: Form,
@@ -161,8 +163,8 @@ def _place(
         found = legacy(thin, draws, form, depth_range_m)
         if found is not None:
             return _Place(layout="legacy", rectangle=found[0], depth_gradient=found[1])
-    if layout == "hung":
-        rectangle = hang(thin, draws, config, form, scene.taken, depth_range_m)
+    if layout == "hung" and walls is not None:
+        rectangle = hang(thin, walls, draws, config, form, scene.taken, depth_range_m)
         if rectangle is not None:
             return _Place(layout="hung", rectangle=rectangle)
     rectangle = stand(thin, draws, config, form, scene.nearest, depth_range_m)

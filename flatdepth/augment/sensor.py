@@ -20,7 +20,7 @@ def sharpness_and_noise(image: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float
         the full range. Both 0 if the image is too small to tell.
     """
     height, width = image.shape[:2]
-    green = image[height // 4 : height - height // 4, width // 4 : width - width // 4, 1]
+    green = image[height // 3 : height - height // 3, width // 4 : width - width // 4, 1]
     if min(green.shape) < 16:
         return 0.0, 0.0
     green = green.astype(np.float32)

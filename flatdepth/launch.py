@@ -1,0 +1,72 @@
+"""What a run is launched on: its devices and precision, and how a step is shared out."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    AutocastKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
+
+from flatdepth.config import TrainConfig
+from flatdepth.errors import UserError
+from flatdepth.optim import import_extra
+
+
+def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
+    """The accelerator of a run; on a CPU fp16 becomes full precision, with a word about it.
+
+    Raises:
+        UserError: the tracker's package is missing, FSDP meets what it cannot do, or the launcher
+            started processes that accelerate does not join into one run.
+    """
+    if config.tracker != "none":
+        import_extra(config.tracker, f"tracker: {config.tracker}")
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    precision = config.precision
+    if precision == "fp16" and on_cpu:
+        print("note: fp16 needs a GPU; this run uses full precision", file=sys.stderr)
+        precision = "no"
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tracker")),
+        # Every weight is used once per forward pass: a cache of their half-precision copies saves
+        # no work, and with checkpointing it holds them all when the head's activations peak.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise UserError(
+            f"the launcher started {launched} processes, but accelerate sees "
+            f"{accelerator.num_processes}; launch with torchrun or a matching accelerate config"
+        )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        refused = {"optim.ema": config.optim.ema, "model.lora_rank": config.model.lora_rank}
+        for key in (key for key, value in refused.items() if value):
+            raise UserError(
+                f"{key} does not work with FSDP, which spreads the weights over the devices; "
+                "set it to 0, or launch with configs/accelerate/multi_gpu.yaml"
+            )
+    return accelerator
+
+
+def accumulation_steps(config: TrainConfig, ranks: int) -> int:
+    """Micro-batches per optimiser step on each of ``ranks`` devices.
+
+    Raises:
+        UserError: ``batch`` is not a multiple of ``micro_batch`` times the number of devices.
+    """
+    share = config.micro_batch * ranks
+    if config.batch % share:
+        raise UserError(
+            f"batch: expected a multiple of micro_batch x devices = {config.micro_batch} x {ranks} "
+            f"= {share}, got {config.batch}; the next one is {-(-config.batch // share) * share}"
+        )
+    return config.batch // share
