@@ -171,7 +171,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             _save_weights(run / "weights" / "final", model, accelerator, config, progress)
     metrics = log.close(finished=done)
     if done and accelerator.is_main_process:
-        write_model_card(run / "weights" / "final.safetensors", run)
+        for weights in (run / "weights").glob("*.safetensors"):
+            write_model_card(weights, run)
     accelerator.end_training()
     return metrics
 

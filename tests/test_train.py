@@ -127,6 +127,9 @@ def test_a_run_leaves_what_is_documented(whole_run: Path) -> None:
     assert read_config(whole_run / "config.yaml").steps == 6
     model = DepthAnythingV2("vitt", kind="metric", max_depth_m=20.0)
     assert load_weights(model, str(whole_run / "weights" / "final.pth")).matched > 0
+    saved = sorted((whole_run / "weights").glob("*.safetensors"))
+    assert {"final.safetensors"} <= {path.name for path in saved}
+    assert all("AbsRel" in path.with_suffix(".md").read_text() for path in saved)
 
 
 def test_tensorboard_gets_figures_and_pictures(whole_run: Path) -> None:
