@@ -6,6 +6,7 @@ in int64, without overflow, so numpy and torch agree bit for bit on every device
 """
 
 import zlib
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ Words = TypeVar("Words", np.ndarray, Tensor, int)
 
 
 def mix32(x: Words) -> Words:
-    """Scramble 32-bit words held in int64 (numpy or torch); a bijection of 0..2^32-1.
+    """Scramble 32-bit words held in int64 (numpy or torch) or an int; a bijection of 0..2^32-1.
 
     Shifts and multipliers are those of "lowbias32" (C. Wellons, hash-prospector, 2018).
     """
@@ -29,20 +30,25 @@ def mix32(x: Words) -> Words:
 
 def _multiply32(x: Words, factor: int) -> Words:
     """``x * factor`` modulo 2^32, in halves so that no int64 product overflows."""
+    if isinstance(x, int):
+        return x * factor & _MASK
     return ((x & 0xFFFF) * factor + ((((x >> 16) * factor) & 0xFFFF) << 16)) & _MASK
 
 
-def hash_words(first: Words, *others: Words | int) -> Words:
-    """Hash int64 arrays of broadcastable shapes (and integers) to uniform 32-bit words in int64."""
-    state: Any = first * 0
+def hash_words(*words: np.ndarray | Tensor | int) -> Any:
+    """Hash int64 arrays of broadcastable shapes and integers to uniform 32-bit words in int64.
+
+    The result is an integer if all words are. Integers cost least before the first array.
+    """
+    state: Any = 0
     word: Any
-    for word in (first, *others):
-        state = mix32(state + mix32(word & _MASK) + 0x9E3779B9)
+    for word in words:
+        state = mix32(state + mix32(word) + 0x9E3779B9)
         state = mix32(state ^ ((word >> 32) & _MASK) ^ 0x5BD1E995)
-    hashed: Words = state
-    return hashed
+    return state
 
 
+@cache
 def name_word(name: str) -> int:
     """The integer that stands for a draw's name; stable across versions and machines."""
     return zlib.crc32(name.encode())
@@ -57,7 +63,7 @@ class Draws:
 
     def __init__(self, *identity: int) -> None:
         self._identity = tuple(int(word) for word in identity)
-        self._state = hash_words(*self._identity)
+        self._state: int = hash_words(*self._identity)
 
     def child(self, *identity: int) -> "Draws":
         """The draws of a part of this identity (a paste of a sample, say)."""
@@ -66,11 +72,13 @@ class Draws:
     def uniforms(self, name: str, count: int) -> Float64[np.ndarray, " count"]:
         """``count`` numbers uniform in [0, 1), float64 with 32 random bits each."""
         index = np.arange(count, dtype=np.int64)
-        return hash_words(index * 0 + self._state, name_word(name), index) / 2**32
+        words: np.ndarray = hash_words(self._state, name_word(name), index)
+        return words / 2**32
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> float:
         """One number uniform in [low, high)."""
-        return low + (high - low) * (hash_words(self._state, name_word(name), 0) / 2**32)
+        word: int = hash_words(self._state, name_word(name), 0)
+        return low + (high - low) * (word / 2**32)
 
     def log_uniform(self, name: str, low: float, high: float) -> float:
         """One number in [low, high) whose logarithm is uniform."""
