@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
 EDGE_RATIO = 1.05
 _NEXT = np.array([1, 2, 3, 0])
-_CORNERS = np.array([[-1.0, 1.0], [1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+CORNERS = np.array([[-1.0, 1.0], [1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
 
 
 def cross(a: Float64[np.ndarray, " 3"], b: Float64[np.ndarray, " 3"]) -> Float64[np.ndarray, " 3"]:
@@ -80,28 +80,32 @@ def fit_planes_robust(
     usable = np.abs(volume) > 1e-9
     planes = np.zeros((len(triples), 3))
     planes[usable] = np.linalg.solve(triples[usable], triple_values[usable][..., None])[..., 0]
-    inliers = _inliers(planes, rays, inverse_depth, 2 * tolerance, 2 * noise)
-    outer = rays[:, :, None] * rays[:, None, :]
-    moment = rays * inverse_depth[:, None]
+    coarse = rays.astype(np.float32).T, inverse_depth.astype(np.float32)
+    inliers = _inliers(planes, *coarse, 2 * tolerance, 2 * noise)
+    outer = (rays[:, :, None] * rays[:, None, :]).reshape(-1, 9)
+    moments = np.concatenate([outer, rays * inverse_depth[:, None]], axis=1)
     for factor in np.linspace(2.0, 1.0, refits):
         enough = inliers.sum(axis=1) >= 3
-        weights = inliers[enough].astype(np.float64)
-        normal = np.einsum("kn,nij->kij", weights, outer, optimize=True)
+        sums = inliers[enough].astype(np.float64) @ moments
+        normal = sums[:, :9].reshape(-1, 3, 3)
         normal += 1e-12 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(3)
-        planes[enough] = np.linalg.solve(normal, (weights @ moment)[..., None])[..., 0]
-        inliers = _inliers(planes, rays, inverse_depth, factor * tolerance, factor * noise)
+        planes[enough] = np.linalg.solve(normal, sums[:, 9:, None])[..., 0]
+        inliers = _inliers(planes, *coarse, factor * tolerance, factor * noise)
     return planes, inliers
 
 
 def _inliers(
-    planes: np.ndarray,
-    rays: np.ndarray,
-    inverse_depth: np.ndarray,
+    planes: Float64[np.ndarray, "k 3"],
+    rays: Float32[np.ndarray, "3 n"],
+    inverse_depth: Float32[np.ndarray, " n"],
     tolerance: float,
     noise: float,
-) -> np.ndarray:
-    predicted = planes @ rays.T
-    return (predicted > 0) & (np.abs(inverse_depth - predicted) <= tolerance * predicted + noise)
+) -> Bool[np.ndarray, "k n"]:
+    """In float32, whose errors are far below any tolerance, for its speed."""
+    predicted = planes.astype(np.float32) @ rays
+    slack = np.float32(tolerance) * predicted + np.float32(noise)
+    inliers: np.ndarray = np.abs(inverse_depth - predicted) <= slack
+    return inliers & (predicted > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +134,7 @@ class Rectangle:
     def corners(self) -> Float64[np.ndarray, "4 3"]:
         """(4, 3) top left, top right, bottom right, bottom left, as the camera sees them."""
         sides = np.stack([0.5 * self.width * self.right, 0.5 * self.height * self.up])
-        return self.centre + _CORNERS @ sides
+        return self.centre + CORNERS @ sides
 
     def pixel_matrix(self, K_px: Float64[np.ndarray, "3 3"]) -> Float64[np.ndarray, "3 3"]:
         """A with ``A @ (u, v, 1) = (a, b, 1) / z``.
@@ -153,11 +157,11 @@ class Rectangle:
 
 
 def project(
-    K_px: Float64[np.ndarray, "3 3"], points: Float64[np.ndarray, "n 3"]
-) -> Float64[np.ndarray, "n 2"]:
+    K_px: Float64[np.ndarray, "3 3"], points: Float64[np.ndarray, "*n 3"]
+) -> Float64[np.ndarray, "*n 2"]:
     """Pixel coordinates (u, v) of camera points in metres with z > 0."""
     image = points @ K_px.T
-    return image[:, :2] / image[:, 2:]
+    return image[..., :2] / image[..., 2:]
 
 
 def edge_lines(corners: Float64[np.ndarray, "4 2"]) -> Float64[np.ndarray, "4 3"]:
@@ -172,10 +176,12 @@ def edge_lines(corners: Float64[np.ndarray, "4 2"]) -> Float64[np.ndarray, "4 3"
     return lines * (inwards / np.hypot(lines[:, 0], lines[:, 1]))[:, None]
 
 
-def quad_area(corners: Float64[np.ndarray, "4 2"]) -> float:
-    """Area of a simple quad in px^2: half the cross product of its diagonals."""
-    (u0, v0), (u1, v1), (u2, v2), (u3, v3) = corners.tolist()
-    return 0.5 * abs((u2 - u0) * (v3 - v1) - (u3 - u1) * (v2 - v0))
+def quad_area(corners: Float64[np.ndarray, "*n 4 2"]) -> Float64[np.ndarray, "*n"]:
+    """Areas of simple quads in px^2: half the cross product of their diagonals."""
+    first = corners[..., 2, :] - corners[..., 0, :]
+    second = corners[..., 3, :] - corners[..., 1, :]
+    cross_product = first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
+    return np.asarray(0.5 * np.abs(cross_product))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ JPEG and zstd decoding, numpy and PIL release the interpreter lock for most of t
 threads in the training process keep up without pickling or shared memory. Results come in order.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,9 @@ from flatdepth.types import Batch, Frame
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+LOOKED_UP = 256
+"""Positions whose samples are looked up together, for speed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +101,13 @@ def training_samples(
         seed=config.seed,
     )
 
+    per_step = accumulation * config.micro_batch
+    steps = max(1, LOOKED_UP // per_step)
+
     def tasks() -> Iterator[tuple[int, int, int, int]]:
-        step = first_step
-        while True:
-            for micro_step in range(accumulation):
-                positions = rank_positions(
+        for first in itertools.count(first_step, steps):
+            positions = [
+                rank_positions(
                     step,
                     micro_step,
                     micro_batch=config.micro_batch,
@@ -109,10 +115,13 @@ def training_samples(
                     ranks=ranks,
                     accumulation=accumulation,
                 )
-                draw = order.draw(positions)
-                for set_, place, epoch in zip(draw.set, draw.index, draw.epoch, strict=True):
-                    yield step, int(set_), int(place), int(epoch)
-            step += 1
+                for step in range(first, first + steps)
+                for micro_step in range(accumulation)
+            ]
+            draw = order.draw(np.concatenate(positions))
+            samples = zip(draw.set.tolist(), draw.index.tolist(), draw.epoch.tolist(), strict=True)
+            for number, (set_, place, epoch) in enumerate(samples):
+                yield first + number // per_step, set_, place, epoch
 
     def load(task: tuple[int, int, int, int]) -> Sample:
         step, set_, place, epoch = task

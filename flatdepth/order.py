@@ -35,7 +35,7 @@ def permute(
     while pending.any():
         left, right = result[pending] >> half_bits, result[pending] & half_mask
         for round_ in range(_ROUNDS):
-            scramble = hash_words(key[pending], right, np.full_like(right, round_))
+            scramble = hash_words(key[pending], right, round_)
             left, right = right, left ^ (scramble & half_mask)
         result[pending] = (left << half_bits) | right
         pending &= result >= size
@@ -98,7 +98,7 @@ class Order:
         block, slot = np.divmod(positions, _BLOCK)
         quota = self.quotas()
         if len(self.sizes) > 1:
-            slot = permute(slot, _BLOCK, self._key(np.int64(-1), block))
+            slot = permute(slot, _BLOCK, self._key(-1, block))
         ends = np.cumsum(quota)
         which = np.searchsorted(ends, slot, side="right").astype(np.int64)
         turn = block * quota[which] + slot - (ends - quota)[which]
@@ -106,12 +106,13 @@ class Order:
         index = np.empty_like(place)
         for set_, size in enumerate(self.sizes):
             mine = which == set_
-            key = self._key(np.int64(set_), epoch[mine])
+            key = self._key(set_, epoch[mine])
             index[mine] = permute(place[mine], size, key)
         return Draw(set=which, index=index, epoch=epoch)
 
-    def _key(self, stream: np.int64, counter: np.ndarray) -> np.ndarray:
-        return hash_words(np.full_like(counter, self.seed), np.full_like(counter, stream), counter)
+    def _key(self, stream: int, counter: np.ndarray) -> np.ndarray:
+        key: np.ndarray = hash_words(self.seed, stream, counter)
+        return key
 
 
 def rank_positions(
@@ -140,9 +141,8 @@ def scene_split(scenes: Sequence[str], val_share: float, seed: int) -> set[str]:
     names = sorted(set(scenes))
     if val_share <= 0 or len(names) < 2:
         return set()
-    seeds = np.full(len(names), seed, dtype=np.int64)
     digests = np.array([_name_hash(name) for name in names], dtype=np.int64)
-    ranked = [names[i] for i in np.argsort(hash_words(seeds, digests), kind="stable")]
+    ranked = [names[i] for i in np.argsort(hash_words(seed, digests), kind="stable")]
     held = min(max(1, round(len(names) * val_share)), len(names) - 1)
     return set(ranked[:held])
 

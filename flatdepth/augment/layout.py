@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from flatdepth.augment.hang import Walls, find_walls, hang
+from flatdepth.augment.hang import hang
 from flatdepth.augment.looks import Form, Kind, Look, draw_form, draw_look
 from flatdepth.augment.rng import Draws
 from flatdepth.augment.sensor import sharpness_and_noise
 from flatdepth.augment.stand import legacy, stand
 from flatdepth.augment.thin import ThinView
+from flatdepth.augment.walls import Walls, find_walls
 from flatdepth.config import PasteConfig
 from flatdepth.geometry import Rectangle, project, quad_area
 
@@ -138,7 +139,7 @@ class _Occupied:
         return _Occupied(
             taken=self.taken | covered,
             nearest=np.where(covered, np.maximum(self.nearest, surface), self.nearest),
-            free=self.free - quad_area(corners) / (thin.height * thin.width),
+            free=self.free - float(quad_area(corners)) / (thin.height * thin.width),
         )
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Float64
 
-from flatdepth.augment.hang import CAMERA_UP, in_range, on_plane
 from flatdepth.augment.looks import Form
 from flatdepth.augment.rng import Draws
 from flatdepth.augment.thin import ThinView
+from flatdepth.augment.upright import CAMERA_UP, uprights
 from flatdepth.config import PasteConfig
 from flatdepth.geometry import Rectangle, cross, pixel_rays, project, quad_area
 
@@ -34,10 +34,11 @@ def stand(
         side = 1 if own.uniform("tilt side") < 0.5 else -1
         m = _tilted(ray, side * tilt, axis)
         roll = np.deg2rad(own.uniform("standing roll", -8.0, 8.0))
-        area = form.area * thin.height * thin.width
-        rectangle = on_plane(m, ray, CAMERA_UP, roll, form.aspect, area, thin)
-        if rectangle is None:
+        area = np.array([form.area * thin.height * thin.width])
+        found = uprights(m, ray[None], CAMERA_UP, roll, form.aspect, area, thin.K_px)
+        if found is None or np.isnan(found.heights).any():
             continue
+        rectangle = found.rectangle(0)
         corners = project(thin.K_px, rectangle.corners())
         covered = thin.covered(corners)
         if covered.sum() * thin.cell[0] * thin.cell[1] < 0.8 * quad_area(corners):
@@ -56,7 +57,8 @@ def stand(
             width=rectangle.width / scale,
             height=rectangle.height / scale,
         )
-        if in_range(board, depth_range_m):
+        z = board.corners()[:, 2]
+        if z.min() >= depth_range_m[0] and z.max() <= depth_range_m[1]:
             return board
     return None
 
