@@ -79,7 +79,9 @@ def paste_contenders(
     clean = _batch([scene.frame for scene in scenes], device)
     together = 1 if device.type == "cpu" else batch
     stacked = [group.to(device) for group in _prepare(scenes, view, together)]
-    factors = draw_photometric([Draws(0, 0, i) for i in range(batch)], PhotometricConfig(share=1.0))
+    always = PhotometricConfig(share=1.0)
+    drawn = [draw_photometric(Draws(0, 0, number), always) for number in range(batch)]
+    factors = torch.from_numpy(np.stack(drawn))
     identity = torch.eye(2, 3)[None].repeat(batch, 1, 1)
     grid = F.affine_grid(identity, [batch, 3, size, size], align_corners=False).to(device)
     by_kornia = _by_kornia(clean, scenes)

@@ -13,16 +13,16 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from threadpoolctl import ThreadpoolController
 
 from flatdepth.augment.composite import PasteGroup, stack_plans
 from flatdepth.augment.content import Content, Sources, make_content
 from flatdepth.augment.layout import Paste, is_pasted, plan_pastes
-from flatdepth.augment.photometric import draw_photometric
+from flatdepth.augment.photometric import NEUTRAL, draw_photometric
 from flatdepth.augment.rng import Draws
 from flatdepth.augment.thin import thin_view
-from flatdepth.config import DataConfig, PasteConfig, PhotometricConfig, TrainConfig
+from flatdepth.config import DataConfig, PasteConfig, TrainConfig
 from flatdepth.corpus import Corpus, Pictures, Subset
 from flatdepth.geometry import View, view_depth, view_image
 from flatdepth.order import Order, rank_positions
@@ -54,7 +54,7 @@ class Sample:
     plan: tuple[Paste, ...]
     contents: tuple[Content, ...]
     mirror_target: str
-    photometric: Float[torch.Tensor, " 10"]
+    photometric: Float64[np.ndarray, " 10"]
     identity: int
 
 
@@ -154,7 +154,7 @@ def _training_sample(
         config.paste.at(step),
         frame=frame,
         pictures=corpus.pictures,
-        photometric=draw_photometric([draws], config.photometric)[0],
+        photometric=draw_photometric(draws, config.photometric),
         depth_range_m=(config.data.min_depth_m, config.model.max_depth_m),
     )
 
@@ -185,7 +185,7 @@ def pasted_sample(
     *,
     frame: Frame,
     pictures: Pictures,
-    photometric: Float[torch.Tensor, " 10"] | None = None,
+    photometric: Float64[np.ndarray, " 10"] | None = None,
     depth_range_m: tuple[float, float],
 ) -> Sample:
     """A view of a frame with its pastes and what they show.
@@ -212,7 +212,7 @@ def pasted_sample(
         )
         contents = tuple(make_content(paste, frame, view, thin.K_px, sources) for paste in plan)
     if photometric is None:
-        photometric = draw_photometric([draws], PhotometricConfig(share=0.0))[0]
+        photometric = np.array(list(NEUTRAL.values()))
     return Sample(
         frame=frame,
         view=view,
@@ -300,7 +300,7 @@ def to_device(
         mirror_target=samples[0].mirror_target,
         together=1 if device.type == "cpu" else len(samples),
     )
-    factors = torch.stack([sample.photometric for sample in samples])
+    factors = torch.from_numpy(np.stack([sample.photometric for sample in samples]))
     return batch, tuple(group.to(device) for group in groups), factors
 
 

@@ -4,6 +4,7 @@ import colorsys
 import dataclasses
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -46,6 +47,10 @@ def column(*values: float) -> Float[Tensor, " b"]:
 
 def rows(*changes: dict[str, float]) -> Float[Tensor, "b 10"]:
     return torch.tensor([list({**NEUTRAL, **row}.values()) for row in changes], dtype=torch.float64)
+
+
+def factors_of(draws: Sequence[Draws], config: PhotometricConfig) -> Float[Tensor, "b 10"]:
+    return torch.from_numpy(np.stack([draw_photometric(own, config) for own in draws]))
 
 
 def noise_image(batch: int, height: int, width: int, low: float = 0, high: float = 1) -> Tensor:
@@ -307,7 +312,7 @@ def test_images_stay_in_range_at_any_size(seed: int, height: int, width: int) ->
         share=1, brightness=1, contrast=1, saturation=1, hue=180, gamma=1,
         blur_share=1, blur=10, noise_share=1, noise=1, shot=1, jpeg_share=1, jpeg_quality=(1, 100),
     )  # fmt: skip
-    factors = draw_photometric([Draws(seed, 0, sample) for sample in range(3)], extreme)
+    factors = factors_of([Draws(seed, 0, sample) for sample in range(3)], extreme)
     image = noise_image(3, height, width)
     changed = photometric(image, factors)
     assert changed.shape == image.shape and changed.dtype == torch.float32
@@ -326,7 +331,7 @@ def test_small_changes_of_the_image_stay_small() -> None:
 
 
 def drawn(config: PhotometricConfig, count: int = 1500) -> dict[str, Tensor]:
-    factors = draw_photometric([Draws(7, 1, sample) for sample in range(count)], config)
+    factors = factors_of([Draws(7, 1, sample) for sample in range(count)], config)
     return dict(zip(NEUTRAL, factors.T, strict=True))
 
 
@@ -366,13 +371,13 @@ def test_a_share_of_nothing_is_neutral() -> None:
 def test_factors_belong_to_the_sample_alone() -> None:
     config = PhotometricConfig()
     draws = [Draws(0, 0, sample) for sample in range(20)]
-    together = draw_photometric(draws, config)
-    assert torch.equal(draw_photometric(draws[::-1], config), together.flip(0))
+    together = factors_of(draws, config)
+    assert torch.equal(factors_of(draws[::-1], config), together.flip(0))
     seeds = together[:, list(NEUTRAL).index("noise seed")]
     seeds = seeds[seeds > 0]
     assert len(seeds.unique()) == len(seeds) > 1
     # another effect's share does not change what is drawn for this one
-    other = draw_photometric(draws, dataclasses.replace(config, blur_share=1.0))
+    other = factors_of(draws, dataclasses.replace(config, blur_share=1.0))
     for name in ("brightness", "noise", "jpeg"):
         number = list(NEUTRAL).index(name)
         assert torch.equal(other[:, number], together[:, number])

@@ -5,11 +5,12 @@ of a batch, is known without asking the device. An image comes out the same alon
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from flatdepth.augment.filters import LUMA, blur, copy_to, mix_channels, soft_round, ycbcr_matrix
@@ -31,20 +32,21 @@ NEUTRAL = {
 """The columns of the factors, with the values that leave an image as it is."""
 
 
-def draw_photometric(draws: Sequence[Draws], config: PhotometricConfig) -> Float[Tensor, "b 10"]:
-    """Factors per image (columns as in ``NEUTRAL``), float64 on the CPU.
+def draw_photometric(draws: Draws, config: PhotometricConfig) -> Float64[np.ndarray, " 10"]:
+    """The factors of an image (columns as in ``NEUTRAL``).
 
     Brightness, contrast and saturation are factors, hue is in degrees, gamma an exponent, blur a
     standard deviation in pixels, noise and shot are standard deviations in units of the full range,
     jpeg is a quality in 1..100, or 0 for none.
     """
-    return torch.tensor([list(_draw(own, config).values()) for own in draws], dtype=torch.float64)
-
-
-def _draw(draws: Draws, config: PhotometricConfig) -> dict[str, float]:
     factors = dict(NEUTRAL)
-    if draws.uniform("photometric") >= config.share:
-        return factors
+    if draws.uniform("photometric") < config.share:
+        factors |= _drawn(draws, config)
+    return np.array(list(factors.values()))
+
+
+def _drawn(draws: Draws, config: PhotometricConfig) -> dict[str, float]:
+    factors = {}
     for name in ("brightness", "contrast", "saturation"):
         limit = getattr(config, name)
         factors[name] = draws.uniform(name, 1 - limit, 1 + limit)
@@ -70,7 +72,7 @@ def photometric(
 
     Args:
         image: sRGB 0..1, float32, on any device.
-        factors: as ``draw_photometric`` gives them, on the CPU.
+        factors: as ``draw_photometric`` gives them, float64 on the CPU.
 
     Returns:
         A new batch. An effect touches only the images that have a factor for it; the others keep
