@@ -9,7 +9,7 @@
     report.html       all of it on one page
     weights/          best and final, .pth and .safetensors in the official layout
     checkpoints/      what resuming needs
-    tracker/          TensorBoard's files
+    tracker/          TensorBoard's or wandb's files
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import json
 import math
 import platform
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class RunLog:
                 self._bar = tqdm(
                     total=config.steps, initial=progress.step, unit="step", dynamic_ncols=True
                 )
-        accelerator.init_trackers("flatdepth", _flat(_plain(config)))
+        settings = tracker_settings(run, config) if self._main else {}
+        accelerator.init_trackers("flatdepth", _flat(_plain(config)), init_kwargs=settings)
 
     def has_evaluated(self, step: int) -> bool:
         """Whether this step has been validated, before an interruption perhaps."""
@@ -156,6 +158,23 @@ class RunLog:
             print(text, flush=True)
         else:
             self._bar.write(text)
+
+
+def tracker_settings(run: Path, config: TrainConfig) -> dict[str, dict[str, str]]:
+    """Names for the trackers that keep runs elsewhere; one that goes on stays the same run there.
+
+    Its identity lies in ``tracker/id``, as another run directory may have the same name.
+    """
+    if config.tracker not in ("wandb", "trackio"):
+        return {}
+    kept = run / "tracker" / "id"
+    if not kept.exists():
+        write_atomic(kept, uuid.uuid4().hex[:8].encode())
+    identity = kept.read_text("utf-8")
+    own = {"resume": "allow", "name": f"{config.name}-{identity}"}
+    if config.tracker == "wandb":
+        own |= {"name": config.name, "id": identity, "dir": str(kept.parent)}
+    return {config.tracker: own}
 
 
 def _track_pictures(accelerator: Accelerator, sheet: Image.Image, step: int) -> None:

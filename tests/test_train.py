@@ -307,6 +307,21 @@ def test_a_tracker_that_is_not_installed_is_named(
         fresh_accelerator()
 
 
+def test_a_run_that_goes_on_is_the_same_run_to_its_tracker(
+    tiny_sets: TinySets, tmp_path: Path
+) -> None:
+    config = read_config(tiny_sets.config(tmp_path, tracker="wandb"))
+    first = runlog.tracker_settings(tmp_path / "a", config)["wandb"]
+    assert runlog.tracker_settings(tmp_path / "a", config)["wandb"] == first
+    assert first["name"] == config.name and first["resume"] == "allow"
+    # the same name in another directory is another run, also where runs are told apart by names
+    assert runlog.tracker_settings(tmp_path / "b", config)["wandb"]["id"] != first["id"]
+    config = dataclasses.replace(config, tracker="trackio")
+    names = {runlog.tracker_settings(tmp_path / run, config)["trackio"]["name"] for run in "aab"}
+    assert len(names) == 2
+    assert runlog.tracker_settings(tmp_path, dataclasses.replace(config, tracker="none")) == {}
+
+
 @pytest.fixture(scope="module")
 def corpus(tiny_sets: TinySets, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     config = read_config(tiny_sets.config(tmp_path_factory.mktemp("corpus")))
