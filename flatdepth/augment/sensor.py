@@ -5,6 +5,9 @@ import math
 import numpy as np
 from jaxtyping import UInt8
 
+ROWS, COLUMNS = 192, 384
+"""The largest part of an image that is looked at."""
+
 
 def sharpness_and_noise(image: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float]:
     """Blur of the edges and noise, measured in the middle of the green channel.
@@ -20,7 +23,9 @@ def sharpness_and_noise(image: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float
         the full range. Both 0 if the image is too small to tell.
     """
     height, width = image.shape[:2]
-    green = image[height // 3 : height - height // 3, width // 4 : width - width // 4, 1]
+    rows, columns = min(height // 3, ROWS), min(width // 2, COLUMNS)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    green = image[top : top + rows, left : left + columns, 1]
     if min(green.shape) < 16:
         return 0.0, 0.0
     green = green.astype(np.float32)
