@@ -23,6 +23,10 @@ def mix32(x: Words) -> Words:
     Shifts and multipliers are those of "lowbias32" (C. Wellons, hash-prospector, 2018).
     """
     x = x & _MASK
+    if isinstance(x, int):
+        x = (x ^ x >> 16) * 0x7FEB352D & _MASK
+        x = (x ^ x >> 15) * 0x846CA68B & _MASK
+        return x ^ x >> 16
     x = _multiply32(x ^ (x >> 16), 0x7FEB352D)
     x = _multiply32(x ^ (x >> 15), 0x846CA68B)
     return x ^ (x >> 16)
@@ -30,8 +34,6 @@ def mix32(x: Words) -> Words:
 
 def _multiply32(x: Words, factor: int) -> Words:
     """``x * factor`` modulo 2^32, in halves so that no int64 product overflows."""
-    if isinstance(x, int):
-        return x * factor & _MASK
     return ((x & 0xFFFF) * factor + ((((x >> 16) * factor) & 0xFFFF) << 16)) & _MASK
 
 
