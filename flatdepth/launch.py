@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     AutocastKwargs,
+    DistributedDataParallelKwargs,
     DistributedType,
     ProjectConfiguration,
     parse_flag_from_env,
@@ -37,9 +38,14 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         mixed_precision=precision,
         log_with=None if config.tracker == "none" else config.tracker,
         project_config=ProjectConfiguration(str(run), logging_dir=str(run / "tracker")),
-        # Every weight is used once per forward pass: a cache of their half-precision copies saves
-        # no work, and with checkpointing it holds them all when the head's activations peak.
-        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+        kwargs_handlers=[
+            # Every weight is used once per forward pass: a cache of their half-precision copies
+            # saves no work, and with checkpointing it holds them all when the head's activations
+            # peak.
+            AutocastKwargs(cache_enabled=False),
+            # No second copy of the gradients for their exchange, as long as they are not let go.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from flatdepth.augment.composite import paste
 from flatdepth.augment.photometric import photometric
@@ -149,7 +150,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             # after an overflow in fp16 the gradient scaler steps only to lower its scale
             if taken or (math.isfinite(mean_loss) and accelerator.scaler is not None):
                 optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=not isinstance(wrapped, DistributedDataParallel))
             progress.step += 1
             count_step(progress, taken, keys, config)
             if taken:

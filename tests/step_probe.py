@@ -84,7 +84,8 @@ def probe(
         kept: from a sample's identity to the number of its pixels that keep their truth; samples
             that are not named keep some of theirs.
         out: without suffix. ``.gradients`` has what the first step clips, ``.weights`` the network
-            at the end, ``.json`` the metrics (all in the formats of safetensors and JSON).
+            at the end, ``.json`` the metrics (all in the formats of safetensors and JSON),
+            ``.storages`` the number of memory blocks that the last step's gradients lie in.
         port: free, the same for all ranks.
     """
     become(rank, ranks, port)
@@ -103,8 +104,10 @@ def probe(
         nonlocal clipped
         parameters = list(parameters)
         if clipped == 0 and accelerator.is_main_process:
-            gradients = {str(i): p.grad.contiguous() for i, p in enumerate(parameters)}
+            gradients = {str(i): p.grad.clone() for i, p in enumerate(parameters)}
             save_file(gradients, f"{out}.gradients")
+        storages = {p.grad.untyped_storage().data_ptr() for p in parameters}
+        Path(f"{out}.storages").write_text(str(len(storages)))
         clipped += 1
         return clip(accelerator, parameters, limit)
 

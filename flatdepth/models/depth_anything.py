@@ -205,7 +205,7 @@ class DinoV2(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n d"]]:
         x = self.patch_embed(image)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((self.cls_token.repeat(len(x), 1, 1), x), dim=1)
         grid = (image.shape[-2] // PATCH, image.shape[-1] // PATCH)
         x = x + resize_position_embedding(self.pos_embed, grid)
         taken = []
