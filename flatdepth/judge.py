@@ -496,6 +496,9 @@ def look(
 
     Args:
         size: shorter side of the network's input in pixels.
+
+    Raises:
+        UserError: the GPU's memory is full.
     """
     batch, plans, _ = to_device(samples, device, depth_range_m=request.protocol.range_m)
     batch = paste(batch, plans, depth_range_m=request.protocol.range_m)
@@ -505,8 +508,15 @@ def look(
     resized = torch.stack([view_image(image, whole) for image in batch.image])
     counted = batch.valid & request.protocol.mask(height, width).to(device)
     depths_m: list[Tensor] = []
+    torch.backends.cudnn.allow_tf32 = False  # figures shall not depend on the device
     for model, its_contenders in groupby(contenders, key=lambda contender: contender.model):
-        prediction = upsample(model(resized), height, width)
+        try:
+            prediction = upsample(model(resized), height, width)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory is full with {len(resized)} images of {columns} x {rows} px; "
+                "lower --batch or --size"
+            ) from error
         depths_m += [
             align(
                 prediction,

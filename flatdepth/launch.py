@@ -13,6 +13,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     parse_flag_from_env,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
@@ -28,7 +29,7 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     """
     if config.tracker != "none":
         import_extra(config.tracker, f"tracker: {config.tracker}")
-    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     precision = config.precision
     if precision == "fp16" and on_cpu:
         print("note: fp16 needs a GPU; this run uses full precision", file=sys.stderr)
@@ -60,7 +61,17 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
                 f"{key} does not work with FSDP, which spreads the weights over the devices; "
                 "set it to 0, or launch with configs/accelerate/multi_gpu.yaml"
             )
+        use_autocast_alone(accelerator)
     return accelerator
+
+
+def use_autocast_alone(accelerator: Accelerator) -> None:
+    """Keep FSDP from casting weights, inputs, outputs and gradients to half precision by itself.
+
+    Autocast does what is right for each operation, as on one device: normalisation, residual
+    stream and prediction stay in full precision.
+    """
+    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
 def accumulation_steps(config: TrainConfig, ranks: int) -> int:

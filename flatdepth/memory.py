@@ -573,7 +573,7 @@ def take_step(
     nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)
 
 
 @torch.no_grad()
@@ -660,8 +660,8 @@ def _fill_state(optimizer: torch.optim.Optimizer, tracker: MemoryTracker) -> Non
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
+            tracker.label([parameter.grad], "gradients")
     optimizer.step()
-    optimizer.zero_grad()
     tracker.label(
         (leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)),
         "optimiser state",

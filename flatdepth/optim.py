@@ -2,6 +2,7 @@
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -34,7 +35,15 @@ def make_optimizer(
         optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups)
         return optimizer
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    return kinds[config.kind](groups, fused=True if device.type == "cuda" else None)
+    optimizer = kinds[config.kind](groups, fused=True if device.type == "cuda" else None)
+    optimizer.register_load_state_dict_pre_hook(_as_made)
+    return optimizer
+
+
+def _as_made(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state to load, but fused as the optimiser is and not as on the device that it is from."""
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return state | {"param_groups": [saved | {"fused": own["fused"]} for saved, own in groups]}
 
 
 def import_extra(package: str, wanted_by: str, extra: str | None = None) -> ModuleType:

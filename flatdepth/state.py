@@ -244,7 +244,8 @@ def load_checkpoint(
             + (f" (and {len(unsafe) - 1} more keys differ)" if len(unsafe) > 1 else "")
             + "; set it back, or start a new run with another name"
         )
-    accelerator.load_state(str(path))
+    # to the CPU first: on several GPUs there may be no room for a second copy
+    accelerator.load_state(str(path), map_location="cpu")
     # accelerate's count of micro-batches, from which it tells where optimiser steps end, is of the
     # accumulation that the checkpoint was made with.
     accelerator.step = 0

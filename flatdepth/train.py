@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from flatdepth.augment.composite import paste
+from flatdepth.augment.filters import copy_to
 from flatdepth.augment.photometric import photometric
 from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.corpus import open_corpus
@@ -58,6 +58,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     run = Path(config.runs) / config.name
     accelerator = make_accelerator(config, run)
+    config = dataclasses.replace(config, precision=accelerator.mixed_precision)
+    with out_of_memory_advised(config):
+        return _train(config, run, accelerator)
+
+
+def _train(config: TrainConfig, run: Path, accelerator: Accelerator) -> dict[str, Any]:
     accumulation = accumulation_steps(config, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation
     resume_from = _claim_run(run, config)
@@ -85,7 +91,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     started = time.perf_counter() - progress.seconds
     wrapped.train()
 
-    with StopRequest() as stop, out_of_memory_advised(config):
+    with StopRequest() as stop:
         while True:
             # evaluate
             done = progress.step == config.steps
@@ -150,7 +156,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             # after an overflow in fp16 the gradient scaler steps only to lower its scale
             if taken or (math.isfinite(mean_loss) and accelerator.scaler is not None):
                 optimizer.step()
-            optimizer.zero_grad(set_to_none=not isinstance(wrapped, DistributedDataParallel))
+            optimizer.zero_grad(set_to_none=False)  # between ranks they lie in the buckets sent
             progress.step += 1
             count_step(progress, taken, keys, config)
             if taken:
@@ -207,7 +213,7 @@ def make_training_batch(samples: list[Sample], config: TrainConfig, device: torc
 def loss_weight(batch: Batch, config: LossConfig) -> Float[Tensor, "b 1 h w"]:
     """Weight of every pixel: its region's where the truth is valid, else 0."""
     weights = [getattr(config, region.name.lower()) for region in Region]
-    per_region = torch.tensor(weights, device=batch.region.device)
+    per_region = copy_to(torch.tensor(weights), batch.image)
     return per_region[batch.region.long()] * batch.valid
 
 
@@ -257,9 +263,10 @@ def _save_weights(
     """Save the model in the official layout; collective, because FSDP must gather it."""
     if accelerator.distributed_type == DistributedType.FSDP:
         state = accelerator.get_state_dict(model)
-        model = DepthAnythingV2(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
+        with torch.device("meta"):
+            model = DepthAnythingV2(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
         if accelerator.is_main_process:
-            model.load_state_dict(state)
+            model.load_state_dict(state, assign=True)
     if accelerator.is_main_process:
         extra = {"run": config.name, "step": str(progress.step)}
         with writing(Path(config.runs) / config.name):

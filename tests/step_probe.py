@@ -14,10 +14,12 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 import flatdepth.train as loop
 from flatdepth import runlog
 from flatdepth.config import LossConfig, TrainConfig
+from flatdepth.launch import use_autocast_alone
 from flatdepth.types import Batch
 
 
@@ -66,7 +68,12 @@ def train_sharded(config: TrainConfig, rank: int, ranks: int, port: int) -> None
             transformer_cls_names_to_wrap=["Block"],
             state_dict_type="FULL_STATE_DICT",
             cpu_ram_efficient_loading=False,
+            # what accelerate makes of fp16: the network would predict in half precision
+            mixed_precision_policy=MixedPrecisionPolicy(
+                param_dtype=torch.float16, output_dtype=torch.float16
+            ),
         )
+        use_autocast_alone(accelerator)
         accelerator.state.distributed_type = DistributedType.FSDP
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         return accelerator

@@ -117,6 +117,7 @@ def test_the_peak_is_that_of_the_cpu_allocator(checkpointing: str) -> None:
     model, optimizer, step = taken(config)
     held = bytes_of([*model.parameters(), *model.buffers()])
     held += bytes_of(t for state in optimizer.state.values() for t in state.values())
+    held += bytes_of(p.grad for p in model.parameters() if p.grad is not None)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -1,5 +1,6 @@
 """Optimisers: what tells their kinds apart, 8-bit against 32-bit moments, exact state, extras."""
 
+import copy
 import io
 import sys
 from typing import Literal
@@ -109,3 +110,26 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"adamw8bit needs .* bitsandbytes .*flatdepth\[8bit\]"):
         build("adamw8bit", network())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_a_state_saved_on_a_cpu_leaves_a_gpus_optimiser_fused(
+    kind: Literal["adamw", "adam"],
+) -> None:
+    """Which gradient scaling relies on. Fused optimisers work on a CPU too."""
+    config = OptimConfig(kind=kind, lr=LR, head_lr_factor=1.0, weight_decay=DECAY)
+    model, other = network(), network()
+    plain, fused = (
+        make_optimizer(one, config, torch.device(device))
+        for one, device in ((model, "cpu"), (other, "cuda"))
+    )
+    fake_gradients(model, 0)
+    plain.step()
+    other.load_state_dict(model.state_dict())
+    fused.load_state_dict(copy.deepcopy(plain.state_dict()))
+    assert all(group["fused"] for group in fused.param_groups)
+    for one, optimizer in ((model, plain), (other, fused)):
+        fake_gradients(one, 1)
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)

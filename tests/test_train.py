@@ -296,6 +296,17 @@ def test_an_unsafe_change_on_resume_is_refused_by_name(whole_run: Path) -> None:
         train(read_config(path, "--resume=never"))
 
 
+def test_a_run_that_began_on_a_cpu_says_that_it_is_in_full_precision(
+    tiny_sets: TinySets, tmp_path: Path
+) -> None:
+    config = read_config(tiny_sets.config(tmp_path, steps=1, precision="fp16", **BRIEF))
+    train(config)
+    run = tmp_path / "runs" / "tiny"
+    assert read_config(run / "config.yaml").precision == "no"
+    state = json.loads((newest_checkpoint(run) / "state.json").read_text())
+    assert state["config"]["precision"] == "no"
+
+
 def test_a_tracker_that_is_not_installed_is_named(
     tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
