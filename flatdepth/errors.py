@@ -25,6 +25,11 @@ class BadFrame(Exception):
         self.detail = detail
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device had no room: for tensors, or for what cuBLAS and cuDNN take themselves."""
+    return any(sign in str(error) for sign in ("out of memory", "_ALLOC_FAILED"))
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and exit; a ``UserError`` becomes one line and exit code 2."""
     try:

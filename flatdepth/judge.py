@@ -25,7 +25,7 @@ from flatdepth.cli import parse_config
 from flatdepth.config import DataConfig, PasteConfig, SetConfig, TrainConfig
 from flatdepth.corpus import Pictures, Subset, open_corpus
 from flatdepth.demo import ensure_demo
-from flatdepth.errors import UserError
+from flatdepth.errors import UserError, is_out_of_memory
 from flatdepth.geometry import View, view_image
 from flatdepth.loader import Sample, in_order, pasted_sample, to_device
 from flatdepth.metrics import (
@@ -512,7 +512,9 @@ def look(
     for model, its_contenders in groupby(contenders, key=lambda contender: contender.model):
         try:
             prediction = upsample(model(resized), height, width)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"the GPU's memory is full with {len(resized)} images of {columns} x {rows} px; "
                 "lower --batch or --size"

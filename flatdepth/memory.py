@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flatdepth.config import OptimConfig, TrainConfig
 from flatdepth.ema import Ema
-from flatdepth.errors import UserError
+from flatdepth.errors import UserError, is_out_of_memory
 from flatdepth.lora import add_lora
 from flatdepth.losses import depth_loss
 from flatdepth.models.depth_anything import (
@@ -398,7 +398,9 @@ def out_of_memory_advised(config: TrainConfig, cap: int | None = None) -> Iterat
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         if cap is None:
             free, _ = torch.accelerator.get_memory_info()
             cap = free + torch.accelerator.memory_reserved()

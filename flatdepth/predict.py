@@ -24,7 +24,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from flatdepth.errors import BadFrame, UserError
+from flatdepth.errors import BadFrame, UserError, is_out_of_memory
 from flatdepth.geometry import View, view_image
 from flatdepth.inputs import Input, announced_pixels, find_inputs, open_photo, printable
 from flatdepth.loader import in_order
@@ -387,7 +387,9 @@ def predict_files(
                             progress.say(_saturation(result, options.png_unit))
                         written.append(result)
                     progress.step()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             "the GPU's memory is full; lower --batch or --size, or add --device cpu"
         ) from error

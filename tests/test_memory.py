@@ -314,9 +314,19 @@ def test_proposals_keep_the_batch_and_fit_what_they_say(eval_batch: int, room_gi
 
 
 @pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
 @pytest.mark.parametrize("room_gib", [3.3, 4.1, 5.3])
 def test_advice_after_running_out_fits_what_there_is(
-    room_gib: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    room_gib: float,
+    error: RuntimeError,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = tiny(micro_batch=4, eval_batch=16)
     room = round(room_gib * GIB)
@@ -326,7 +336,7 @@ def test_advice_after_running_out_fits_what_there_is(
         pytest.raises(UserError, match=r"micro_batch 4 with model\.checkpointing none") as caught,
         out_of_memory_advised(config),
     ):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
     assert "simulating" in capsys.readouterr().err
     flags = re.search(r"enough with (--.*)", str(caught.value))[1].split()
     values = dict(zip(flags[::2], flags[1::2], strict=True))
