@@ -46,21 +46,32 @@ def parse_config(
         config = parser.instantiate(parser.parse_args(list(arguments)))
     except ArgumentError as error:
         files = [arg for arg in arguments if arg.endswith((".yaml", ".yml", ".json"))]
-        where = f"{files[-1].removeprefix('--config=')}: " if files else ""
+        given = [arg.removeprefix("--").partition("=")[0] for arg in arguments if arg[:2] == "--"]
+        in_file = files and not any(key in str(error) for key in given if key != "config")
+        where = f"{files[-1].removeprefix('--config=')}: " if in_file else ""
         raise UserError(where + _one_sentence(str(error), keys, prog)) from error
     values = {name: value for name, value in vars(config).items() if name != "config"}
     return kind(**values)
 
 
-def _one_sentence(message: str, keys: Sequence[str], prog: str) -> str:
-    """jsonargparse's message as one line with the key, what was expected, and a suggestion."""
+def plain_text(message: str) -> str:
+    """jsonargparse's message on one line, in plain words."""
     text = " ".join(message.split())
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"Problem with given class_path '[\w.]+': ", "", text)
     text = text.replace("typing.", "").replace("Expected a ", "expected ")
-    text = text.replace(". Got value: ", ", got ").rstrip(".")
+    text = text.replace("expected dot import path string: ", "expected {path: ...}, got ")
+    return text.replace(". Got value: ", ", got ").rstrip(".")
+
+
+def _one_sentence(message: str, keys: Sequence[str], prog: str) -> str:
+    """jsonargparse's message as one line with the key, what was expected, and a suggestion."""
+    text = plain_text(message)
+    if text.startswith("data.train: ") and "not accepted" not in text:
+        return f'{text}; as in --data.train "[{{path: shards/NAME}}]", see {prog} --help'
     unknown = re.search(r"(?:Option|arguments:|Key)\s+'?(?:--)?([\w.]+)'?", text)
-    if unknown and "class_path" not in text:
+    if unknown:
         leaves = {key.rpartition(".")[2]: key for key in keys} | {key: key for key in keys}
         near = difflib.get_close_matches(unknown[1], leaves, n=1, cutoff=0.5)
         if near:

@@ -138,7 +138,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     if sum(len(subset) for subset in held_out) == 0:
         raise UserError(
             "data.val: nothing to validate on, because no training set has a second scene to hold "
-            "out; name a validation set, for example data.val=[shards/NAME]"
+            'out; name a validation set (--data.val "[shards/NAME]"), or pack with a --scene_from '
+            "that tells scenes apart"
         )
     return Corpus(
         train=tuple(train),

@@ -97,12 +97,12 @@ def k_folds(config: TrainConfig, count: int) -> list[Fold]:
         UserError: fewer than 2 folds, more than there are scenes, or a set of a single scene.
     """
     sets = _sets(config)
+    _expect_scenes(sets)
     scenes = sum(len(one.scenes) for one in sets)
     if not 2 <= count <= scenes:
         raise UserError(
             f"--folds: expected 2 to {scenes}, the number of scenes of data.train, got {count}"
         )
-    _expect_scenes(sets)
     hands: list[list[list[str]]] = [[[] for _ in sets] for _ in range(count)]
     turn = 0
     for number, one in enumerate(sets):

@@ -1,7 +1,21 @@
 """The two kinds of trouble a user can cause. Everything else is a bug and keeps its traceback."""
 
+import errno
 import sys
 from collections.abc import Callable
+
+_REFUSALS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+)
 
 
 class UserError(Exception):
@@ -31,10 +45,18 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command line's ``main`` and exit; a ``UserError`` becomes one line and exit code 2."""
+    """Run a command line's ``main`` and exit; a ``UserError`` becomes one line and exit code 2.
+
+    So does a file or directory that the user named and that cannot be written or read.
+    """
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.errno not in _REFUSALS or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; name another place", file=sys.stderr)
         code = 2
     sys.exit(code or 0)

@@ -54,7 +54,9 @@ def depth_edges(
 
 def _greatest(x: Tensor, radius: int) -> Tensor:
     """The greatest value within ``radius`` rows and columns."""
-    return F.max_pool2d(x, 2 * radius + 1, stride=1, padding=radius)
+    size = 2 * radius + 1
+    rows = F.max_pool2d(x, (size, 1), stride=1, padding=(radius, 0))
+    return F.max_pool2d(rows, (1, size), stride=1, padding=(0, radius))
 
 
 def unproject(

@@ -82,7 +82,8 @@ class PredictOptions:
         batch: most images, or tiles of one image, that the network is given at once.
         tiles: refine the prediction with tiles of ``size`` pixels at the input's own resolution.
         png_unit: what the codes of a metric depth PNG stand for.
-        intrinsics: fx, fy, cx, cy in pixels of the inputs, pixel centres at integer + 0.5.
+        intrinsics: fx, fy, cx, cy in pixels of the inputs, cx and cy for pixel centres at
+            integers, as tools/pack.py takes them.
         fov_deg: horizontal field of view in degrees, in place of intrinsics.
         prune: points are left out where depth jumps by more than this share.
         overwrite: replace output files that exist.
@@ -504,7 +505,8 @@ def choose_camera(
 ) -> Camera:
     """The camera as the options give it, else by EXIF, else ``DEFAULT_FOV_DEG`` across."""
     if options.intrinsics is not None:
-        return Camera(K_px=pinhole(*options.intrinsics), origin="intrinsics as given")
+        fx, fy, cx, cy = options.intrinsics
+        return Camera(K_px=pinhole(fx, fy, cx + 0.5, cy + 0.5), origin="intrinsics as given")
     if options.fov_deg is not None:
         focal, origin = focal_from_fov(options.fov_deg, width), "field of view as given"
     elif focal_px is not None:

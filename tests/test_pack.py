@@ -386,11 +386,14 @@ class TestChecks:
     def test_unusable_frames(self, changes: dict, reason: str) -> None:
         assert self.check(make_frame(0, **changes)) == reason
 
-    @pytest.mark.parametrize("bad", [-np.inf, -1.0, 0.0, 11.0])
-    def test_a_single_depth_out_of_range(self, bad: float) -> None:
+    @pytest.mark.parametrize(("bad", "most"), [(-np.inf, 0), (-1.0, 0), (0.0, 0), (11.0, 1)])
+    def test_how_many_depths_may_be_out_of_range(self, bad: float, most: int) -> None:
+        """Of 192: none that no depth can be, 1 % of those beyond what was expected."""
         frame = make_frame(0)
         codes = depth_of(frame).codes.copy()
-        codes[5, 5] = bad
+        for number in range(most + 1):
+            assert self.check(replace(frame, depth=depth_of(frame, codes=codes))) == ""
+            codes[5, number] = bad
         assert self.check(replace(frame, depth=depth_of(frame, codes=codes))) == (
             "depth out of range"
         )

@@ -431,10 +431,11 @@ def test_point_clouds_hold_the_depth_map(tmp_path: Path) -> None:
     np.testing.assert_array_equal(colours, image.reshape(-1, 3))
     v, u = np.divmod(np.arange(42 * 56), 56)
     fx, fy, cx, cy = intrinsics
-    expected = np.stack([(u + 0.5 - cx) / fx * depth, -(v + 0.5 - cy) / fy * depth, -depth], axis=1)
+    expected = np.stack([(u - cx) / fx * depth, -(v - cy) / fy * depth, -depth], axis=1)
     np.testing.assert_allclose(points, expected, rtol=1e-5, atol=1e-6)
     camera = json.loads((tmp_path / "o" / "a_depth.json").read_text())["camera"]
-    assert (camera["fx"], camera["fy"], camera["cx"], camera["cy"]) == intrinsics
+    assert (camera["fx"], camera["fy"]) == (fx, fy)
+    assert (camera["cx"], camera["cy"]) == (cx + 0.5, cy + 0.5), "centres at integer + 0.5 there"
 
 
 def test_edges_are_left_out_of_point_clouds(tmp_path: Path) -> None:
@@ -451,7 +452,7 @@ def test_edges_are_left_out_of_point_clouds(tmp_path: Path) -> None:
 
 def test_the_camera_comes_from_the_best_source() -> None:
     given_K = choose_camera(900.0, 20, 30, PredictOptions(intrinsics=(1, 2, 3, 4)))
-    np.testing.assert_array_equal(given_K.K_px, [[1, 0, 3], [0, 2, 4], [0, 0, 1]])
+    np.testing.assert_array_equal(given_K.K_px, [[1, 0, 3.5], [0, 2, 4.5], [0, 0, 1]])
     by_fov = choose_camera(900.0, 20, 30, PredictOptions(fov_deg=90))
     np.testing.assert_allclose(by_fov.K_px, [[15, 0, 15], [0, 15, 10], [0, 0, 1]])
     by_exif = choose_camera(900.0, 20, 30, PredictOptions())

@@ -1,5 +1,6 @@
 """Pack raw data into shard sets, and look after shard sets. See ``pack.py --help``."""
 
+import re
 import sys
 import warnings
 from importlib import import_module
@@ -8,6 +9,7 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from flatdepth import pack
+from flatdepth.cli import plain_text
 from flatdepth.errors import UserError, run_command
 
 READERS = {
@@ -42,7 +44,7 @@ class Parser(ArgumentParser):
     """An argument parser that answers a mistake with one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(f"{' '.join(message.split())} (see: {self.prog} --help)") from ex
+        raise UserError(f"{plain_text(message)} (see: {self.prog} --help)") from ex
 
 
 def main(argv: list[str]) -> int:
@@ -85,7 +87,7 @@ def _pack(name: str, argv: list[str]) -> int:
         "--min_valid", type=float, default=0.01, help="Least share of pixels with known depth."
     )
     packing.add_argument("--level", type=int, default=12, help="zstd level of depth, 1..22.")
-    options = parser.parse_args(argv).as_dict()
+    options = parser.parse_args([_bracketed(word) for word in argv]).as_dict()
     packed = {key: options.pop(key) for key in ("out", "workers", "shard_mb", "min_valid", "level")}
     part = _part(options.pop("part"))
     reader = reader_class(**options, **dict.fromkeys(generated, ""))
@@ -140,6 +142,11 @@ def _export(argv: list[str]) -> int:
     options: Namespace = parser.parse_args(argv)
     print(pack.export(options.dir, options.out, options.codes_per_metre))
     return 0
+
+
+def _bracketed(word: str) -> str:
+    """``525,525,319.5,239.5``, also behind ``--intrinsics=``, as the list that it is."""
+    return re.sub(r"^(--\w+=)?(-?[\d.]+(?:,-?[\d.]+)+)$", r"\1[\2]", word)
 
 
 def _part(text: str) -> tuple[int, int]:

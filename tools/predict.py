@@ -114,7 +114,7 @@ def parser() -> Parser:
         "--intrinsics",
         type=four_numbers,
         metavar="FX,FY,CX,CY",
-        help="in pixels, pixel centres at integer + 0.5",
+        help="in pixels, cx and cy for pixel centres at integers (OpenCV), as pack.py takes them",
     )
     depth(
         "--fov",

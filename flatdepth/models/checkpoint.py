@@ -220,13 +220,14 @@ def model_of(
         guess = guess_kind(weights)
         hint = f", and its logits look {guess}" if guess else ""
         raise UserError(
-            f"{source} does not say its kind{hint}; pass kind metric, with max_depth_m, or relative"
+            f"{source} does not say its kind{hint}; give --kind metric and --max_depth_m, or "
+            "--kind relative"
         )
     if chosen == "relative":
         model = DepthAnythingV2(weights.encoder, kind="relative")
     elif max_depth_m is None and "max_depth_m" not in said:
         raise UserError(
-            f"{source} does not say its maximum depth; pass max_depth_m, which is 20 for the "
+            f"{source} does not say its maximum depth; give --max_depth_m, which is 20 for the "
             "official indoor files and 80 for outdoor"
         )
     else:

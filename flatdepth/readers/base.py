@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
+
+from flatdepth.errors import BadFrame
 from flatdepth.types import RawFrame
 
 
@@ -63,3 +66,20 @@ class Reader(Protocol):
     def read(self, item: Item) -> RawFrame:
         """Read one frame. Raises BadFrame if its files are damaged or do not fit together."""
         ...
+
+
+MOST_OUTSIDE = 0.01
+"""Share of the known depths that may lie outside of a reader's range: more show a wrong unit."""
+
+
+def out_of_range(known_m: np.ndarray, range_m: tuple[float, float]) -> BadFrame:
+    """The trouble with depths in metres that lie outside of a range, with a guess at its cause."""
+    low, high = range_m
+    detail = f"found {known_m.min():g}..{known_m.max():g} m, expected ({low:g}, {high:g}] m"
+    middle = float(np.median(known_m))
+    for factor in (1000.0, 0.001):
+        if not low < middle <= high and low < middle / factor <= high:
+            times = f"{factor:g} times too large" if factor > 1 else "1000 times too small"
+            detail += f"; {times}: check the metres per unit (depth_scale)"
+            break
+    return BadFrame("depth out of range", detail)

@@ -10,8 +10,9 @@ import io
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,21 +157,22 @@ def read_table(url: str, columns: Sequence[str], delimiter: str = ",") -> list[d
 
 
 def make_key(path: str) -> str:
-    """A path without its extension as a frame key: letters, digits, '_' and '-' in each part."""
+    """A path without its extension as a frame key: letters of any script, digits, '_' and '-'."""
     parts = re.sub(r"\.[^./]*$", "", path).split("/")
-    return "/".join(re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in parts)
+    return "/".join(re.sub(r"[^\w-]", "_", part) for part in parts)
 
 
 def sort_items(items: Iterable[Item]) -> tuple[Item, ...]:
-    """Sort by key. Raises UserError, naming both files, if two items share a key."""
+    """Sort by key. Of items with the same key all but the first file get a number behind it."""
+    items = sorted(items, key=lambda item: (item.key, *item.files.values()))
+    keys = Counter(item.key for item in items)
     found: dict[str, Item] = {}
     for item in items:
-        other = found.setdefault(item.key, item)
-        if other is not item:
-            first, second = (next(iter(one.files.values())) for one in (other, item))
-            raise UserError(
-                f"{first} and {second} would both get the key {item.key}: rename one of them"
-            )
+        key, number = item.key, 1
+        while key in found or (number > 1 and key in keys):
+            number += 1
+            key = f"{item.key}-{number}"
+        found[key] = replace(item, key=key)
     return tuple(found[key] for key in sorted(found))
 
 
@@ -262,6 +264,22 @@ def check_same_size(picture: Picture, depth: NDArray[Any], where: str) -> None:
             "image and depth differ in size",
             f"{where}: image {picture.width}x{picture.height}, depth of shape {depth.shape}",
         )
+
+
+def fit_picture(picture: Picture, height: int, width: int) -> Picture:
+    """A picture at another size of the same proportions, to 2 %.
+
+    Raises BadFrame if the proportions differ.
+    """
+    if (picture.height, picture.width) == (height, width):
+        return picture
+    if abs(picture.width * height / (picture.height * width) - 1) > 0.02:
+        raise BadFrame(
+            "image and depth differ in proportions",
+            f"image {picture.width}x{picture.height}, depth {width}x{height}",
+        )
+    image = _to_rgb(Image.open(io.BytesIO(picture.image)), "image")
+    return encode_jpeg(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> Float64[np.ndarray, "3 3"]:

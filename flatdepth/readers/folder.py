@@ -13,10 +13,10 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from flatdepth.errors import BadFrame, UserError
-from flatdepth.readers.base import Item, Listing
+from flatdepth.readers.base import MOST_OUTSIDE, Item, Listing, out_of_range
 from flatdepth.readers.files import (
     Tree,
-    check_same_size,
+    fit_picture,
     make_key,
     pinhole,
     read_bytes,
@@ -46,9 +46,10 @@ class FolderReader:
     and ``*.png`` with ``*_depth.png`` (what the depth pattern matches is never an image).
     ``*``, ``?`` and ``[...]`` stay within one directory, ``**/`` is any number of directories.
 
-    Depth files are 16-bit PNG, PGM or TIFF, float32 TIFF, ``.npy`` or ``.h5``/``.hdf5`` with
-    uint16, float16 or float32 values. 16-bit codes are kept bit for bit; float32 becomes
-    logarithmic 16-bit codes.
+    Depth files are 16-bit PNG, PGM or TIFF, float32 TIFF, ``.npy`` or ``.h5``/``.hdf5``. 16-bit
+    codes are kept bit for bit, integers that fit 16 bits too; float32 and float64 become
+    logarithmic 16-bit codes. In those what is not above 0 is unknown, and so are up to 1 % of the
+    pixels if they lie outside of ``depth_range``.
     """
 
     raw: str
@@ -71,13 +72,17 @@ class FolderReader:
     """cx and cy are for pixel centres at integer + 0.5 (the image's corner is 0, 0)."""
     fov_deg: float = 0.0
     """Horizontal field of view in degrees, in place of ``intrinsics``; 0: unknown, 60 assumed."""
+    resize_images: bool = False
+    """Images of another size than their depth are resized to it (and encoded anew as JPEG), where
+    the proportions agree to 2 %; ``intrinsics`` are those of the depth's size then."""
     scene_from: str = "parent"
     """What is a scene, the unit of splits: ``parent`` (an image's directory), a number n (its
     first n directories), ``file`` (each frame) or ``dataset`` (all frames)."""
     depth_array: str = "depth"
     """Name of the depth array in ``.h5`` files."""
     depth_range: tuple[float, float] = (0.05, 200.0)
-    """Depths in metres outside of this range show a mistake; packing skips such frames."""
+    """Depths in metres outside of this range show a mistake; packing skips frames with more than
+    1 % of them."""
     dataset: str = "folder"
     """Short name of the data set."""
 
@@ -145,7 +150,8 @@ class FolderReader:
         if not both:
             raise tree.layout_error(
                 f"images {self.image_glob} with depth {self.depth_glob}"
-                f" (matched {len(images)} and {len(depths)} files, no pair)"
+                f" (matched {len(images)} and {len(depths)} files, no pair; patterns start from"
+                " --raw, and their wildcards must stand for the same text in both)"
             )
         if not self.intrinsics and not self.fov_deg:
             warnings.warn(
@@ -169,7 +175,14 @@ class FolderReader:
         """Read one frame."""
         picture = read_image(item.files["image"])
         codes = self._read_depth(item.files["depth"])
-        check_same_size(picture, codes, item.files["depth"])
+        if self.resize_images and codes.ndim == 2:
+            picture = fit_picture(picture, *codes.shape)
+        elif codes.shape != (picture.height, picture.width):
+            raise BadFrame(
+                "image and depth differ in size",
+                f"{item.files['depth']}: image {picture.width}x{picture.height}, depth of shape "
+                f"{codes.shape}; --resize_images true brings images to the depth's size",
+            )
         return RawFrame(
             key=item.key,
             dataset=self.dataset,
@@ -211,14 +224,21 @@ class FolderReader:
             return DepthCodes(
                 codes=codes, quantity=self.quantity, scale_m=self.depth_scale, hole=hole, sky=sky
             )
-        if codes.dtype != np.float32:
-            raise BadFrame("depth is not uint16, float16 or float32", f"{url}: {codes.dtype}")
-        metres = codes * np.float32(self.depth_scale)
+        if codes.dtype not in (np.float32, np.float64):
+            raise BadFrame("depth is neither 16-bit nor float", f"{url}: {codes.dtype}")
+        metres = (codes * self.depth_scale).astype(np.float32)
+        metres[metres <= 0] = np.nan
         if hole is not None:
             metres[codes == hole] = np.nan
         if sky is not None:
             metres[codes == sky] = np.inf
-        logarithmic = encode_log_u16(metres)
+        low, high = self.depth_range
+        known = np.isfinite(metres)
+        outside = known & ((metres <= low) | (metres > high))
+        if outside.sum() > MOST_OUTSIDE * known.sum():
+            raise out_of_range(metres[known], self.depth_range)
+        metres[outside] = np.nan
+        logarithmic = encode_log_u16(metres, near_m=min(0.1, max(low, 1e-3)), far_m=max(1e3, high))
         return DepthCodes(
             codes=logarithmic.codes,
             quantity=self.quantity,
@@ -231,6 +251,11 @@ class FolderReader:
         if self.intrinsics:
             fx, fy, cx, cy = self.intrinsics
             shift = 0.0 if self.half_pixel_centres else 0.5
+            if not (0 < cx + shift < width and 0 < cy + shift < height):
+                raise BadFrame(
+                    "principal point outside of the image",
+                    f"cx {cx:g}, cy {cy:g} in {width}x{height}; give --intrinsics of this size",
+                )
             return pinhole(fx, fy, cx + shift, cy + shift)
         fov = math.radians(self.fov_deg or _ASSUMED_FOV_DEG)
         focal = width / 2 / math.tan(fov / 2)
@@ -280,4 +305,8 @@ def _read_npy(url: str) -> NDArray[Any]:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # the header is Python text: damage raises nearly anything
         raise BadFrame("depth unreadable", f"{url}: {error}") from error
-    return array.astype(array.dtype.newbyteorder("="))
+    array = array.astype(array.dtype.newbyteorder("="))
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array.squeeze(axis=2 if array.shape[2] == 1 else 0)
+    fits = array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() < 2**16
+    return array.astype(np.uint16) if fits else array
