@@ -10,7 +10,7 @@ import yaml
 
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.errors import UserError
+from flatdepth.errors import UserError, run_command
 from tests.conftest import REPOSITORY, TinySets
 
 
@@ -72,6 +72,11 @@ def test_the_whole_config_survives_being_written_and_read(tmp_path: Path) -> Non
         (["--paste.share=3"], "paste.share: expected a share between 0 and 1, got 3"),
         (["--paste.area=[0.4,0.1]"], "paste.area: expected two numbers in [0.0001, 1]"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (
+            ["--data.train=[shards/x]"],
+            'got shards/x; as in --data.train "[{path: shards/NAME}]"',
+        ),
+        (["--data.train=[{path: a, wieght: 2}]"], "'wieght' is not accepted"),
         (["--name=a/b"], "name: expected a plain directory name, got 'a/b'"),
         (["--model.max_depth_m=0.05"], "data.min_depth_m (0.1) must be below model.max_depth_m"),
     ],
@@ -123,3 +128,20 @@ def test_help_documents_the_knobs(
         assert expected in " ".join(text.split())
     _, printed, _ = run_train(monkeypatch, capsys, "--print_config")
     assert yaml.safe_load(printed)["paste"]["share"] == 0.8
+
+
+def test_what_cannot_be_written_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    def main() -> None:
+        (tmp_path / "file" / "below").mkdir()
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path / 'file' / 'below'}: Not a directory; name another place\n"
+    with pytest.raises(OSError, match="no place"):
+        run_command(lambda: (_ for _ in ()).throw(OSError("no place")))

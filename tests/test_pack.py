@@ -23,7 +23,7 @@ from flatdepth.errors import BadFrame, UserError, run_command
 from flatdepth.pack import check_frame, export, ls, merge, pack, part_name, verify
 from flatdepth.readers.base import Item, Listing
 from flatdepth.shards import INDEX_NAME
-from flatdepth.shards.codec import depth_metres
+from flatdepth.shards.codec import decode_frame, depth_metres
 from flatdepth.shards.read import ShardSet
 from flatdepth.shards.write import Output
 from flatdepth.types import DepthCodes, RawFrame
@@ -218,6 +218,16 @@ class TestPack:
             pack(reader, tmp_path, workers=1)
         assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 4
         assert not (tmp_path / INDEX_NAME).exists()
+        # other options are no longer refused
+        assert pack(TinyReader(count=2), tmp_path, workers=1).frames == 2
+
+    def test_the_summary_says_how_deep_it_is(self, tmp_path: Path) -> None:
+        summary = pack(TinyReader(count=2), tmp_path, workers=1)
+        with ShardSet.open(tmp_path) as shards:
+            depths = [decode_frame(shards.read(i)).depth_m[::4, ::4] for i in range(2)]
+        known = np.concatenate([depth[np.isfinite(depth)] for depth in depths])
+        assert summary.depth_m == pytest.approx(np.percentile(known, (2, 50, 98)))
+        assert f"{np.median(known):.3g}" in str(summary) and "(2 %, median, 98 %)" in str(summary)
 
     @pytest.mark.parametrize(
         "options",

@@ -24,7 +24,7 @@ from flatdepth.readers.base import Item, Reader
 from flatdepth.readers.files import Tree, make_key
 from flatdepth.readers.hypersim import read_cameras, sensor_intrinsics, tone_map
 from flatdepth.shards import is_key
-from flatdepth.shards.codec import decode_frame, decode_image
+from flatdepth.shards.codec import decode_frame, decode_image, depth_metres
 
 DATA = Path(__file__).parent / "data"
 HYPERSIM_DEPTH = Path("images/scene_cam_00_geometry_hdf5/frame.0000.depth_meters.hdf5")
@@ -657,6 +657,52 @@ def test_folder_refuses_damaged_depth(tmp_path, name, content, reason):
         one_frame(tmp_path, name, content)
     assert caught.value.reason == reason
     assert name in caught.value.detail
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 1), (1, 6, 8), (6, 8)])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32])
+def test_folder_takes_whole_numbers_that_fit_16_bits_as_they_are(tmp_path, dtype, shape):
+    frame = one_frame(tmp_path, "1.npy", npy(CODES.astype(dtype).reshape(shape)))
+    np.testing.assert_array_equal(frame.depth.codes, CODES)
+    assert frame.depth.codes.dtype == np.uint16 and frame.depth.scale_m == 0.001
+
+
+def test_stray_depths_of_a_float_array_become_unknown_and_many_are_refused(tmp_path):
+    """Of 192 pixels one may lie outside of the range; what is not above 0 never counts."""
+    metres = np.full((12, 16), 2.5)
+    metres[0, :5] = (-1, 0, -np.inf, np.nan, 0.01)
+    image = image_bytes(np.zeros((12, 16, 3), np.uint8))
+    frame = one_frame(tmp_path, "1.npy", npy(metres), image=image, depth_scale=1)
+    found = depth_metres(frame.depth, frame.K_px)
+    assert np.isnan(found[0, :5]).all() and np.isnan(found).sum() == 5
+    np.testing.assert_allclose(found[1:], 2.5, rtol=1e-4)
+    metres[1, :4] = 1e4
+    with pytest.raises(
+        BadFrame, match=r"out of range: found 0.01..10000 m, expected \(0.05, 200\]"
+    ):
+        one_frame(tmp_path, "1.npy", npy(metres), image=image, depth_scale=1)
+    with pytest.raises(BadFrame, match="1000 times too large: check the metres per unit"):
+        one_frame(tmp_path, "1.npy", npy(np.full((12, 16), 2500.0)), image=image, depth_scale=1)
+
+
+def test_folder_brings_images_to_the_size_of_their_depth(tmp_path):
+    ramp = np.tile(np.linspace(0, 255, 65).astype(np.uint8)[None, :, None], (48, 1, 3))
+    png = image_bytes(Image.fromarray(CODES))
+    frame = one_frame(tmp_path, depth=png, image=image_bytes(ramp), resize_images=True)
+    assert (frame.width, frame.height, frame.image_ext) == (8, 6, "jpg")
+    assert frame.K_px[0, 2] == 4.0  # the field of view is that of the depth's width
+    shrunk = decode_image(frame.image)[3, :, 0].astype(float)
+    np.testing.assert_allclose(shrunk, (np.arange(8) + 0.5) * 255 / 8, atol=12)
+    with pytest.raises(BadFrame, match="--resize_images true brings images"):
+        one_frame(tmp_path, depth=png, image=image_bytes(ramp))
+    with pytest.raises(BadFrame, match="differ in proportions: image 60x48, depth 8x6"):
+        one_frame(tmp_path, depth=png, image=image_bytes(ramp[:, :60]), resize_images=True)
+
+
+def test_intrinsics_of_another_size_are_refused(tmp_path):
+    png = image_bytes(Image.fromarray(CODES))
+    with pytest.raises(BadFrame, match=r"cx 319\.5, cy 239\.5 in 8x6; give --intrinsics"):
+        one_frame(tmp_path, depth=png, fov_deg=0.0, intrinsics=(525, 525, 319.5, 239.5))
 
 
 def test_hdf5_that_points_elsewhere_or_explodes_is_refused(tmp_path):
