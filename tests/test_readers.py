@@ -22,6 +22,7 @@ from flatdepth.errors import BadFrame, UserError
 from flatdepth.readers import ArtReader, FolderReader, HypersimReader, NyuReader, VKitti2Reader
 from flatdepth.readers.base import Item, Reader
 from flatdepth.readers.files import Tree, make_key
+from flatdepth.readers.folder import _in_time
 from flatdepth.readers.hypersim import read_cameras, sensor_intrinsics, tone_map
 from flatdepth.shards import is_key
 from flatdepth.shards.codec import decode_frame, decode_image, depth_metres
@@ -657,6 +658,54 @@ def test_folder_refuses_damaged_depth(tmp_path, name, content, reason):
         one_frame(tmp_path, name, content)
     assert caught.value.reason == reason
     assert name in caught.value.detail
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=12, unique=True),
+    st.lists(st.integers(0, 300), min_size=1, max_size=12, unique=True),
+)
+def test_files_are_paired_by_time_with_their_nearest(image_times, depth_times):
+    """Against all pairs: nearest of each other, at most 0.2 s apart; ties go to the earlier."""
+
+    def named(times, folder):
+        return {("a", f"{time / 10:.1f}"): f"{folder}/{time}" for time in times}
+
+    images, depths = named(image_times, "rgb"), named(depth_times, "depth")
+    found = _in_time(images, depths, 0.2 + 1e-9)
+    assert sorted(found.values()) == sorted(depths.values())
+    pairs = {
+        (int(images[parts].split("/")[1]), int(path.split("/")[1]))
+        for parts, path in found.items()
+        if parts in images
+    }
+
+    def nearest(time, times):
+        return min(times, key=lambda other: (abs(other - time), other))
+
+    assert pairs == {
+        (image, depth)
+        for image in image_times
+        for depth in depth_times
+        if abs(image - depth) <= 2
+        and nearest(image, depth_times) == depth
+        and nearest(depth, image_times) == image
+    }
+
+
+def test_folder_pairs_a_tum_sequence_by_time(tmp_path):
+    for number, time in enumerate((1305031452.791720, 1305031452.823674, 1305031453.5)):
+        write(tmp_path / f"rgb/{time:.6f}.png", image_bytes(np.full((6, 8, 3), number, np.uint8)))
+    for number, time in enumerate((1305031452.785093, 1305031452.829, 1305031459.0)):
+        write(tmp_path / f"depth/{time:.6f}.png", image_bytes(Image.fromarray(CODES + number)))
+    globs = {"image_glob": "rgb/*.png", "depth_glob": "depth/*.png"}
+    with pytest.raises(UserError, match="or for times with --pair_within_s"):
+        folder(tmp_path, **globs).list()
+    reader = folder(tmp_path, **globs, pair_within_s=0.02)
+    assert [reason for _, reason in reader.list().excluded] == ["no image file", "no depth file"]
+    frames = list(read_all(reader).values())
+    assert [int(frame.depth.codes[0, 0]) - int(CODES[0, 0]) for frame in frames] == [0, 1]
+    assert [decode_image(frame.image)[0, 0, 0] for frame in frames] == [0, 1]
 
 
 @pytest.mark.parametrize("shape", [(6, 8, 1), (1, 6, 8), (6, 8)])

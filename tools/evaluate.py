@@ -66,6 +66,8 @@ def main(argv: list[str]) -> None:
         bootstrap=chosen.bootstrap,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen.out is not None:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
     verdict = judge(request, device, picture_progress())
     print(render(verdict))
     if chosen.out is not None:

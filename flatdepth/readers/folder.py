@@ -4,12 +4,12 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from flatdepth.errors import BadFrame, UserError
@@ -60,6 +60,9 @@ class FolderReader:
     """Pattern of the depth files, such as ``depth/*.png``."""
     depth_scale: float
     """Metres per unit of depth: 0.001 for millimetres, 0.0002 for TUM files, 1 for metres."""
+    pair_within_s: float = 0.0
+    """Where the last wildcard stands for the time of a file in seconds (TUM): pair images with the
+    depth nearest in time, this far away at most; 0: by equal names."""
     hole: int = 0
     """The depth code that means "unknown"; -1: there is none. NaN is always unknown."""
     sky: int = _NONE
@@ -119,6 +122,10 @@ class FolderReader:
                 not (self.intrinsics and self.fov_deg),
                 "intrinsics and fov_deg are both given: leave one of them out",
             ),
+            (
+                self.pair_within_s >= 0,
+                f"pair_within_s: expected 0 or more, got {self.pair_within_s}",
+            ),
             (0 <= self.fov_deg < 180, f"fov_deg: expected 0 to 180, found {self.fov_deg}"),
             (0 <= low < high, f"depth_range: expected 0 <= low < high, found {low}, {high}"),
             (
@@ -146,12 +153,15 @@ class FolderReader:
         paths = list(tree.walk())
         depths = _match(self.depth_glob, paths)
         images = _match(self.image_glob, set(paths).difference(depths.values()))
+        if self.pair_within_s > 0:
+            depths = _in_time(images, depths, self.pair_within_s)
         both = images.keys() & depths.keys()
         if not both:
             raise tree.layout_error(
                 f"images {self.image_glob} with depth {self.depth_glob}"
                 f" (matched {len(images)} and {len(depths)} files, no pair; patterns start from"
-                " --raw, and their wildcards must stand for the same text in both)"
+                " --raw, and their wildcards must stand for the same text in both, or for times"
+                " with --pair_within_s)"
             )
         if not self.intrinsics and not self.fov_deg:
             warnings.warn(
@@ -279,6 +289,43 @@ def _match(glob: str, paths: Sequence[str] | set[str]) -> dict[tuple[str, ...], 
         pattern += run + re.escape(literal)
     matches = (re.fullmatch(pattern, path) for path in paths)
     return {match.groups(): match[0] for match in matches if match}
+
+
+def _in_time(
+    images: Mapping[tuple[str, ...], str], depths: Mapping[tuple[str, ...], str], limit_s: float
+) -> dict[tuple[str, ...], str]:
+    """The depth files under the parts of the images that they belong to, or under their own.
+
+    Two files belong together if each is the other's nearest in time, by at most ``limit_s``. Files
+    whose last part is no number keep their parts.
+    """
+    groups: dict[tuple[str, ...], tuple[dict[float, str], dict[float, str]]] = {}
+    for role, files in enumerate((images, depths)):
+        for parts in files:
+            if re.fullmatch(r"\d+(\.\d+)?", parts[-1]):
+                group = groups.setdefault(parts[:-1], ({}, {}))
+                group[role][float(parts[-1])] = parts[-1]
+    paired = dict(depths)
+    for others, (image_names, depth_names) in groups.items():
+        image_times, depth_times = (np.sort([*names]) for names in (image_names, depth_names))
+        if not (len(image_times) and len(depth_times)):
+            continue
+        nearest = _nearest(depth_times, image_times)
+        for image, depth in enumerate(nearest.tolist()):
+            mutual = _nearest(image_times, depth_times[depth : depth + 1])[0] == image
+            if mutual and abs(image_times[image] - depth_times[depth]) <= limit_s:
+                path = paired.pop((*others, depth_names[depth_times[depth]]))
+                paired[(*others, image_names[image_times[image]])] = path
+    return paired
+
+
+def _nearest(
+    times: Float64[np.ndarray, " n"], wanted: Float64[np.ndarray, " m"]
+) -> Int64[np.ndarray, " m"]:
+    """Which of the sorted ``times`` is nearest to each of ``wanted``; of two the earlier."""
+    after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(wanted - times[before] <= times[after] - wanted, before, after)
 
 
 def _translate(run: str) -> str:
