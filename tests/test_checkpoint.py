@@ -522,8 +522,8 @@ def test_what_a_file_does_not_say_has_to_be_given(tmp_path: Path) -> None:
     path, whole = tmp_path / "unknown.pth", constant(-1.5)
     torch.save(whole, path)
     for options, message in (
-        ({}, "does not say its kind, and its logits look metric; pass kind metric"),
-        ({"kind": "metric"}, "does not say its maximum depth; pass max_depth_m"),
+        ({}, "does not say its kind, and its logits look metric; give --kind metric"),
+        ({"kind": "metric"}, "does not say its maximum depth; give --max_depth_m"),
         ({"kind": "relative"}, "metric model read as relative"),
         ({"kind": "metric", "max_depth_m": -1.0}, "expected metres above 0, found -1"),
     ):
