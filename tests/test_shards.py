@@ -215,9 +215,9 @@ class TestKeys:
     def test_a_key_stays_below_its_root_and_names_one_sample(self, key: str) -> None:
         if not is_key(key):
             return
-        path = PurePosixPath("/root", key)
+        path = PurePosixPath("/set", key)
         assert ".." not in path.parts
-        assert str(path) == f"/root/{key}"
+        assert str(path) == f"/set/{key}"
         assert webdataset.tariterators.base_plus_ext(f"{key}.depth.fdz") == (key, "depth.fdz")
 
     @pytest.mark.parametrize(

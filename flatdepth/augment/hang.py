@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64
 from flatdepth.augment.looks import Form
 from flatdepth.augment.rng import Draws
 from flatdepth.augment.thin import ThinView, look_up, source_pixels
-from flatdepth.augment.upright import Uprights, uprights
+from flatdepth.augment.upright import Uprights, in_range, uprights
 from flatdepth.augment.walls import Walls
 from flatdepth.config import PasteConfig
 from flatdepth.geometry import Rectangle, fit_plane_trimmed, project, quad_area
@@ -52,8 +52,7 @@ def hang(
         return uprights(m, rays, walls.up, roll, form.aspect, areas, thin.K_px)
 
     def good(found: Uprights) -> Bool[np.ndarray, " c"]:
-        in_range = found.are_in_range(depth_range_m)
-        return in_range & _are_good_places(thin, found, config, taken)
+        return in_range(found.corners, depth_range_m) & _are_good_places(thin, found, config, taken)
 
     for wall, own in zip(order[:MOST_WALLS].tolist(), places, strict=False):
         seen = np.flatnonzero(walls.inliers[wall])

@@ -6,7 +6,7 @@ from jaxtyping import Float64
 from flatdepth.augment.looks import Form
 from flatdepth.augment.rng import Draws
 from flatdepth.augment.thin import ThinView
-from flatdepth.augment.upright import CAMERA_UP, uprights
+from flatdepth.augment.upright import CAMERA_UP, in_range, uprights
 from flatdepth.config import PasteConfig
 from flatdepth.geometry import Rectangle, cross, pixel_rays, project, quad_area
 
@@ -57,8 +57,7 @@ def stand(
             width=rectangle.width / scale,
             height=rectangle.height / scale,
         )
-        z = board.corners()[:, 2]
-        if z.min() >= depth_range_m[0] and z.max() <= depth_range_m[1]:
+        if in_range(board.corners(), depth_range_m):
             return board
     return None
 

@@ -30,11 +30,6 @@ class Uprights:
     heights: Float64[np.ndarray, " c"]
     corners: Float64[np.ndarray, "c 4 3"]
 
-    def are_in_range(self, depth_range_m: tuple[float, float]) -> Bool[np.ndarray, " c"]:
-        """Whether all corners are between near and far."""
-        z = self.corners[:, :, 2]
-        return (z.min(axis=1) >= depth_range_m[0]) & (z.max(axis=1) <= depth_range_m[1])
-
     def rectangle(self, number: int) -> Rectangle:
         return Rectangle(
             centre=self.centres[number],
@@ -98,3 +93,12 @@ def uprights(
         heights=heights,
         corners=corners,
     )
+
+
+def in_range(
+    corners: Float64[np.ndarray, "*c 4 3"], depth_range_m: tuple[float, float]
+) -> Bool[np.ndarray, "*c"]:
+    """Whether all corners of a rectangle are between near and far; not if they are NaN."""
+    z = corners[..., 2]
+    inside = (z.min(axis=-1) >= depth_range_m[0]) & (z.max(axis=-1) <= depth_range_m[1])
+    return np.asarray(inside)

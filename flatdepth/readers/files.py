@@ -257,12 +257,12 @@ def read_hdf5(url: str, names: Sequence[str]) -> list[NDArray[Any]]:
         raise BadFrame("HDF5 unreadable", f"{url}: {error}") from error
 
 
-def check_same_size(picture: Picture, depth: NDArray[Any], where: str) -> None:
-    """Raise BadFrame unless ``depth`` is (H, W) with the picture's height and width."""
+def check_same_size(picture: Picture, depth: NDArray[Any], where: str, fix: str = "") -> None:
+    """Raise BadFrame, with a ``fix``, unless ``depth`` is (H, W) of the picture's size."""
     if depth.shape != (picture.height, picture.width):
         raise BadFrame(
             "image and depth differ in size",
-            f"{where}: image {picture.width}x{picture.height}, depth of shape {depth.shape}",
+            f"{where}: image {picture.width}x{picture.height}, depth of shape {depth.shape}{fix}",
         )
 
 

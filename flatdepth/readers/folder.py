@@ -16,6 +16,7 @@ from flatdepth.errors import BadFrame, UserError
 from flatdepth.readers.base import MOST_OUTSIDE, Item, Listing, out_of_range
 from flatdepth.readers.files import (
     Tree,
+    check_same_size,
     fit_picture,
     make_key,
     pinhole,
@@ -187,12 +188,8 @@ class FolderReader:
         codes = self._read_depth(item.files["depth"])
         if self.resize_images and codes.ndim == 2:
             picture = fit_picture(picture, *codes.shape)
-        elif codes.shape != (picture.height, picture.width):
-            raise BadFrame(
-                "image and depth differ in size",
-                f"{item.files['depth']}: image {picture.width}x{picture.height}, depth of shape "
-                f"{codes.shape}; --resize_images true brings images to the depth's size",
-            )
+        fix = "; --resize_images true brings images to the depth's size"
+        check_same_size(picture, codes, item.files["depth"], fix)
         return RawFrame(
             key=item.key,
             dataset=self.dataset,
