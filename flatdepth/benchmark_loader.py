@@ -24,6 +24,7 @@ from flatdepth.benchmark import environment
 from flatdepth.config import TrainConfig
 from flatdepth.corpus import Corpus, open_corpus
 from flatdepth.loader import in_order, training_samples
+from flatdepth.malloc import keep_freed_memory
 from flatdepth.shards import DEPTH_EXT, IMAGE_EXTS, JSON_EXT
 from flatdepth.shards.codec import decode_depth, decode_frame
 from flatdepth.shards.read import ShardSet
@@ -190,6 +191,7 @@ class _WebDataset:
             prefetch_factor=config.data.prefetch,
             persistent_workers=True,
             multiprocessing_context="spawn",
+            worker_init_fn=_start_worker,
         )
 
     def __call__(self) -> Generator[object, None, None]:
@@ -199,6 +201,11 @@ class _WebDataset:
         finally:
             for _ in iterator:  # the workers' epoch ends before the next contender begins
                 pass
+
+
+def _start_worker(_number: int) -> None:
+    """A worker has what flatdepth's programs have."""
+    keep_freed_memory()
 
 
 def _decode_members(members: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,8 @@ import errno
 import sys
 from collections.abc import Callable
 
+from flatdepth.malloc import keep_freed_memory
+
 _REFUSALS = (
     errno.EACCES,
     errno.EPERM,
@@ -49,6 +51,7 @@ def run_command(main: Callable[[], int | None]) -> None:
 
     So does a file or directory that the user named and that cannot be written or read.
     """
+    keep_freed_memory()
     try:
         code = main()
     except UserError as error:
