@@ -13,10 +13,13 @@ from accelerate.utils import (
     ProjectConfiguration,
     parse_flag_from_env,
 )
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.nn.parallel import DistributedDataParallel
 
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
+from flatdepth.models.depth_anything import PATCH
 from flatdepth.optim import import_extra
 
 
@@ -44,7 +47,7 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             # saves no work, and with checkpointing it holds them all when the head's activations
             # peak.
             AutocastKwargs(cache_enabled=False),
-            # No second copy of the gradients for their exchange, as long as they are not let go.
+            # With place_gradients: no second copy of the gradients for their exchange.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
@@ -63,6 +66,28 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             )
         use_autocast_alone(accelerator)
     return accelerator
+
+
+def place_gradients(wrapped: nn.Module, accelerator: Accelerator) -> None:
+    """Let the gradients of DistributedDataParallel lie where they are exchanged, before step one.
+
+    By itself it makes its buckets beside the first step's gradients, and once more in the order in
+    which those came. Two passes without effect do both while there is no optimiser state yet, so
+    the peak stays that of a single device; and a run that goes on sums over ranks in the order of
+    one that was not stopped. The gradients must be kept and zeroed from then on.
+
+    Args:
+        wrapped: what accelerate made of the model, in training mode; other wrappers are left alone.
+    """
+    if not isinstance(wrapped, DistributedDataParallel):
+        return
+    image = torch.zeros(1, 3, 2 * PATCH, 2 * PATCH, device=accelerator.device)
+    for _ in range(2):
+        wrapped.zero_grad(set_to_none=True)
+        with accelerator.autocast():
+            prediction = wrapped(image)
+        prediction.sum().backward()
+    wrapped.zero_grad(set_to_none=False)
 
 
 def use_autocast_alone(accelerator: Accelerator) -> None:

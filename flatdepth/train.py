@@ -26,7 +26,7 @@ from flatdepth.corpus import open_corpus
 from flatdepth.ema import Ema
 from flatdepth.errors import UserError
 from flatdepth.evaluate import evaluate
-from flatdepth.launch import accumulation_steps, make_accelerator
+from flatdepth.launch import accumulation_steps, make_accelerator, place_gradients
 from flatdepth.loader import Sample, to_device, training_samples
 from flatdepth.lora import add_lora, merged
 from flatdepth.losses import depth_loss
@@ -75,6 +75,7 @@ def _train(config: TrainConfig, run: Path, accelerator: Accelerator) -> dict[str
     optimizer = make_optimizer(model, config.optim, accelerator.device)
     peak_rates = [float(group["lr"]) for group in optimizer.param_groups]
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    place_gradients(wrapped, accelerator)
     ema = Ema(model, config.optim.ema)
     progress = Progress()
     if resume_from is not None:
@@ -156,7 +157,7 @@ def _train(config: TrainConfig, run: Path, accelerator: Accelerator) -> dict[str
             # after an overflow in fp16 the gradient scaler steps only to lower its scale
             if taken or (math.isfinite(mean_loss) and accelerator.scaler is not None):
                 optimizer.step()
-            optimizer.zero_grad(set_to_none=False)  # between ranks they lie in the buckets sent
+            optimizer.zero_grad(set_to_none=False)  # see place_gradients
             progress.step += 1
             count_step(progress, taken, keys, config)
             if taken:

@@ -52,6 +52,12 @@ def become(rank: int, ranks: int, port: int) -> None:
     runlog.write_report = lambda _: None
 
 
+def train_rank(config: TrainConfig, rank: int, ranks: int, port: int) -> None:
+    """Train as one of several ranks."""
+    become(rank, ranks, port)
+    loop.train(config)
+
+
 def train_sharded(config: TrainConfig, rank: int, ranks: int, port: int) -> None:
     """Train as one of several ranks that share the weights by FSDP 2.
 
@@ -92,16 +98,17 @@ def probe(
             that are not named keep some of theirs.
         out: without suffix. ``.gradients`` has what the first step clips, ``.weights`` the network
             at the end, ``.json`` the metrics (all in the formats of safetensors and JSON),
-            ``.storages`` the number of memory blocks that the last step's gradients lie in.
+            ``.storages`` the number of memory blocks that gradients lie in throughout.
         port: free, the same for all ranks.
     """
     become(rank, ranks, port)
     torch.manual_seed(0)
     network = Network()
     whole_weight, clip = loop.loss_weight, Accelerator.clip_grad_norm_
-    clipped = 0
+    clipped, storages = 0, set()
 
     def carved(batch: Batch, settings: LossConfig) -> Tensor:
+        storages.update(p.grad.untyped_storage().data_ptr() for p in network.parameters())
         weight = whole_weight(batch, settings).double().flatten(1)
         for row, identity in zip(weight, batch.sample.tolist(), strict=True):
             row[kept.get(identity, 1 + 97 * identity % 500) :] = 0
@@ -113,8 +120,6 @@ def probe(
         if clipped == 0 and accelerator.is_main_process:
             gradients = {str(i): p.grad.clone() for i, p in enumerate(parameters)}
             save_file(gradients, f"{out}.gradients")
-        storages = {p.grad.untyped_storage().data_ptr() for p in parameters}
-        Path(f"{out}.storages").write_text(str(len(storages)))
         clipped += 1
         return clip(accelerator, parameters, limit)
 
@@ -127,3 +132,4 @@ def probe(
     if rank == 0:
         save_file({name: p.detach() for name, p in network.named_parameters()}, f"{out}.weights")
         Path(f"{out}.json").write_text(json.dumps(metrics))
+        Path(f"{out}.storages").write_text(str(len(storages)))
