@@ -7,8 +7,8 @@ allocator. Fake *CPU* tensors are used, because autograd needs a driver for CUDA
 ``CudaAutocast`` gives them the types that autocast gives on CUDA.
 
 What no count of tensors holds: the CUDA context (``CONTEXT_BYTES``), scratch memory inside kernels
-(cuBLAS, cuDNN, attention), and the gaps in the allocator's segments. Several devices
-take as much each, but for the buffers of their communication library.
+(cuBLAS, cuDNN, attention), and the gaps in the allocator's segments. Each of several devices takes
+as much, and what its communication library needs besides.
 """
 
 import dataclasses
