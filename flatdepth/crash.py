@@ -129,7 +129,8 @@ def finish(config: TrainConfig, log: Path) -> None:
     process = start(config, log)
     process.join()
     if process.exitcode != 0:
-        raise UserError(f"a run ended with exit code {process.exitcode}; see {log}")
+        last = log.read_text("utf-8", "replace").strip().rsplit("\n", 1)[-1]
+        raise UserError(f"a run ended with exit code {process.exitcode}: {last}; see {log}")
 
 
 def fingerprint(run: Path) -> dict[str, object]:
