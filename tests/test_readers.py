@@ -624,6 +624,11 @@ def test_folder_intrinsics(tmp_path):
         ({"depth_scale": 0.0}, "depth_scale: expected metres per unit above 0, found 0.0"),
         ({"intrinsics": (1.0, 2.0)}, "intrinsics: expected fx,fy,cx,cy, found 2 numbers"),
         ({"intrinsics": (1.0, 1.0, 0.0, 0.0)}, "intrinsics and fov_deg are both given"),
+        ({"intrinsics_glob": "*.txt"}, "intrinsics_glob and fov_deg are both given"),
+        (
+            {"intrinsics_glob": "*/*.txt", "fov_deg": 0.0},
+            "expected at most the 1 runs of wildcards",
+        ),
         ({"fov_deg": 180.0}, "fov_deg: expected 0 to 180"),
         ({"scene_from": "mother"}, "scene_from: expected parent, file, dataset or a number"),
         ({"depth_glob": "depth/*/*"}, "expected as many runs of wildcards in both, found 1"),
@@ -752,6 +757,79 @@ def test_intrinsics_of_another_size_are_refused(tmp_path):
     png = image_bytes(Image.fromarray(CODES))
     with pytest.raises(BadFrame, match=r"cx 319\.5, cy 239\.5 in 8x6; give --intrinsics"):
         one_frame(tmp_path, depth=png, fov_deg=0.0, intrinsics=(525, 525, 319.5, 239.5))
+
+
+MATRIX = "500 0.5 3.5\n0 510 2.5\n0 0 1\n"
+MATRIX_4 = "500, 0.5, 3.5, 0;\n0, 510, 2.5, 0;\n0, 0, 1, 0;\n0, 0, 0, 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "skew"),
+    [
+        ("500 510 3.5 2.5", 0.0),
+        ("8 6 500 510 3.5 2.5", 0.0),  # ARKit's .pincam
+        (MATRIX, 0.5),
+        ("[[500. 0.5 3.5]\n [0. 510. 2.5]\n [0. 0. 1.]]", 0.5),
+        ("500 0.5 3.5 0\n0 510 2.5 0\n0 0 1 0", 0.5),
+        (MATRIX_4, 0.5),  # ScanNet's
+    ],
+)
+def test_folder_reads_intrinsics_from_files(tmp_path, text, skew):
+    write(tmp_path / "camera.txt", text.encode())
+    for half, shift in ((False, 0.5), (True, 0.0)):
+        frame = one_frame(
+            tmp_path,
+            depth=image_bytes(CODES),
+            fov_deg=0.0,
+            intrinsics_glob="camera.txt",
+            half_pixel_centres=half,
+        )
+        expected = [[500, skew, 3.5 + shift], [0, 510, 2.5 + shift], [0, 0, 1]]
+        np.testing.assert_array_equal(frame.K_px, expected)
+        assert frame.meta["intrinsics"] == "camera.txt"
+        assert frame.meta["intrinsics_assumed"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"500 510 3.5", "expected 4 or 6 numbers or a matrix of 3x3, 3x4 or 4x4, found 3"),
+        (b"P2: 500 510 3.5 2.5", "could not convert string to float: 'P2:'"),
+        (b"640 480 500 510 3.5 2.5", "640x480 for 8x6"),
+        (b"-500 510 3.5 2.5", "no intrinsics"),
+        (b"500 510 nan 2.5", "no intrinsics"),
+        (b"500 510 319.5 239.5", "cx 319.5, cy 239.5 in 8x6; see .*camera.txt"),
+        (b"\xff\xfe", "camera.txt: 'utf-8' codec"),
+    ],
+)
+def test_folder_refuses_intrinsics_that_are_none(tmp_path, text, said):
+    write(tmp_path / "camera.txt", text)
+    with pytest.raises(BadFrame, match=said):
+        one_frame(tmp_path, depth=image_bytes(CODES), fov_deg=0.0, intrinsics_glob="camera.txt")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("*/camera.txt", {"a/camera.txt": 500, "b/camera.txt": 700}),
+        ("*/camera/*.txt", {"a/camera/1.txt": 500, "a/camera/2.txt": 500, "b/camera/1.txt": 700}),
+    ],
+)
+def test_intrinsics_are_of_a_scene_or_of_a_frame(tmp_path, pattern, files):
+    for scene, number in (("a", 1), ("a", 2), ("b", 1), ("c", 1)):
+        write(tmp_path / f"{scene}/color/{number}.png", image_bytes(RGB))
+        write(tmp_path / f"{scene}/depth/{number}.png", image_bytes(CODES))
+    for name, focal in files.items():
+        write(tmp_path / name, f"{focal} {focal} 3.5 2.5".encode())
+    globs = {"image_glob": "*/color/*.png", "depth_glob": "*/depth/*.png"}
+    options = globs | {"intrinsics_glob": pattern}
+    reader = folder(str(tmp_path), **options, fov_deg=0.0)
+    listing = reader.list()
+    focals = {item.key: reader.read(item).K_px[0, 0] for item in listing.items}
+    assert focals == {"a/color/1": 500, "a/color/2": 500, "b/color/1": 700}
+    assert listing.excluded == (("c/color/1.png", "no file of intrinsics"),)
+    with pytest.raises(UserError, match=r"matched 0 files, none for an image"):
+        folder(str(tmp_path), **options | {"intrinsics_glob": "*/none.txt"}, fov_deg=0.0).list()
 
 
 def test_hdf5_that_points_elsewhere_or_explodes_is_refused(tmp_path):

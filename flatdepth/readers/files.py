@@ -28,6 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.readers.base import Item
 from flatdepth.shards.codec import MAX_PIXELS
+from flatdepth.shards.read import is_intrinsics
 
 # Pillow knows formats that run other programs (EPS); only plain raster formats are ever tried.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
@@ -285,6 +286,41 @@ def fit_picture(picture: Picture, height: int, width: int) -> Picture:
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> Float64[np.ndarray, "3 3"]:
     """``K_px`` from focal lengths and principal point in pixels, centres at integer + 0.5."""
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float64)
+
+
+def read_intrinsics(url: str, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
+    """The intrinsics in a text file, in pixels and with its own convention of pixel centres.
+
+    The file has fx fy cx cy, the same behind width and height, or a matrix of 3x3, 3x4 or 4x4 row
+    by row, numbers separated by spaces, commas, semicolons or brackets.
+
+    Args:
+        width, height: of the image they are for, in pixels.
+
+    Raises:
+        BadFrame: the file is missing, is not such a text, or names another size.
+    """
+    reason = "intrinsics unreadable"
+    try:
+        words = re.split(r"[\s,;\[\]()]+", read_bytes(url).decode("utf-8-sig"))
+        numbers = [float(word) for word in words if word]
+    except ValueError as error:
+        raise BadFrame(reason, f"{url}: {error}") from error
+    if len(numbers) == 6:
+        if numbers[:2] != [width, height]:
+            size = "x".join(f"{side:g}" for side in numbers[:2])
+            raise BadFrame("intrinsics of another size", f"{url}: {size} for {width}x{height}")
+        numbers = numbers[2:]
+    if len(numbers) == 4:
+        K_px = pinhole(*numbers)
+    elif len(numbers) in (9, 12, 16):
+        K_px = np.array(numbers).reshape(4 if len(numbers) == 16 else 3, -1)[:3, :3]
+    else:
+        expected = "4 or 6 numbers or a matrix of 3x3, 3x4 or 4x4"
+        raise BadFrame(reason, f"{url}: expected {expected}, found {len(numbers)} numbers")
+    if not is_intrinsics(K_px):
+        raise BadFrame(reason, f"{url}: no intrinsics, {K_px.tolist()}")
+    return K_px
 
 
 def relative_paths(tree: Tree, files: Mapping[str, str]) -> dict[str, object]:

@@ -24,6 +24,7 @@ from flatdepth.readers.files import (
     read_depth_image,
     read_hdf5,
     read_image,
+    read_intrinsics,
     relative_paths,
     sort_items,
 )
@@ -74,6 +75,11 @@ class FolderReader:
     """fx, fy, cx, cy in pixels, cx and cy for pixel centres at integers (OpenCV, TUM)."""
     half_pixel_centres: bool = False
     """cx and cy are for pixel centres at integer + 0.5 (the image's corner is 0, 0)."""
+    intrinsics_glob: str = ""
+    """Pattern of text files with intrinsics in place of ``intrinsics``, such as
+    ``*/intrinsic/intrinsic_depth.txt``. Its wildcards stand for the same text as the first ones of
+    the images, so a file is for a frame, for a scene, or without wildcards for all. It has 4
+    numbers (fx fy cx cy), 6 (width and height before them), or a matrix of 3x3, 3x4 or 4x4."""
     fov_deg: float = 0.0
     """Horizontal field of view in degrees, in place of ``intrinsics``; 0: unknown, 60 assumed."""
     resize_images: bool = False
@@ -120,8 +126,13 @@ class FolderReader:
                 f"intrinsics: expected fx and fy above 0, found {self.intrinsics[:2]}",
             ),
             (
-                not (self.intrinsics and self.fov_deg),
-                "intrinsics and fov_deg are both given: leave one of them out",
+                len(self._cameras_given()) < 2,
+                f"{' and '.join(self._cameras_given())} are both given: leave one of them out",
+            ),
+            (
+                len(_wildcards(self.intrinsics_glob)) <= images,
+                f"intrinsics_glob: expected at most the {images} runs of wildcards of image_glob,"
+                f" found {self.intrinsics_glob}",
             ),
             (
                 self.pair_within_s >= 0,
@@ -164,21 +175,29 @@ class FolderReader:
                 " --raw, and their wildcards must stand for the same text in both, or for times"
                 " with --pair_within_s)"
             )
-        if not self.intrinsics and not self.fov_deg:
+        if not self._cameras_given():
             warnings.warn(
                 f"{self.raw}: neither intrinsics nor fov_deg given, assuming a horizontal field"
                 f" of view of {_ASSUMED_FOV_DEG:g} degrees",
                 stacklevel=2,
             )
-        items = [
-            Item(
-                key=make_key(images[parts]),
-                scene=self._scene(images[parts]),
-                files={"image": tree.url(images[parts]), "depth": tree.url(depths[parts])},
+        cameras: dict[tuple[str, ...], str] = {(): ""}
+        if self.intrinsics_glob:
+            cameras = _match(self.intrinsics_glob, paths)
+        shared = len(_wildcards(self.intrinsics_glob))
+        without = {parts for parts in both if parts[:shared] not in cameras}
+        if without == both:
+            raise tree.layout_error(
+                f"intrinsics {self.intrinsics_glob} for images {self.image_glob} (matched"
+                f" {len(cameras)} files, none for an image; the wildcards must stand for the same"
+                " text as the first ones of the images)"
             )
-            for parts in both
+        items = [
+            self._item(tree, images[parts], depths[parts], cameras[parts[:shared]])
+            for parts in both - without
         ]
-        excluded = [(images[parts], "no depth file") for parts in images.keys() - both]
+        excluded = [(images[parts], "no file of intrinsics") for parts in without]
+        excluded += [(images[parts], "no depth file") for parts in images.keys() - both]
         excluded += [(depths[parts], "no image file") for parts in depths.keys() - both]
         return Listing(items=sort_items(items), excluded=tuple(sorted(excluded)))
 
@@ -199,13 +218,24 @@ class FolderReader:
             width=picture.width,
             height=picture.height,
             depth=self._with_meaning(codes, item.files["depth"]),
-            K_px=self._intrinsics(picture.width, picture.height),
+            K_px=self._intrinsics(item.files.get("intrinsics"), picture.width, picture.height),
             split=item.split,
             meta={
-                "intrinsics_assumed": not self.intrinsics and not self.fov_deg,
+                "intrinsics_assumed": not self._cameras_given(),
                 **relative_paths(Tree(self.raw), item.files),
             },
         )
+
+    def _cameras_given(self) -> Sequence[str]:
+        return [
+            name for name in ("intrinsics", "intrinsics_glob", "fov_deg") if getattr(self, name)
+        ]
+
+    def _item(self, tree: Tree, image: str, depth: str, camera: str) -> Item:
+        files = {"image": tree.url(image), "depth": tree.url(depth)}
+        if camera:
+            files["intrinsics"] = tree.url(camera)
+        return Item(key=make_key(image), scene=self._scene(image), files=files)
 
     def _scene(self, image: str) -> str:
         directories = make_key(image).split("/")[:-1]
@@ -254,19 +284,22 @@ class FolderReader:
             log_range_m=logarithmic.log_range_m,
         )
 
-    def _intrinsics(self, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
-        if self.intrinsics:
-            fx, fy, cx, cy = self.intrinsics
-            shift = 0.0 if self.half_pixel_centres else 0.5
-            if not (0 < cx + shift < width and 0 < cy + shift < height):
-                raise BadFrame(
-                    "principal point outside of the image",
-                    f"cx {cx:g}, cy {cy:g} in {width}x{height}; give --intrinsics of this size",
-                )
-            return pinhole(fx, fy, cx + shift, cy + shift)
-        fov = math.radians(self.fov_deg or _ASSUMED_FOV_DEG)
-        focal = width / 2 / math.tan(fov / 2)
-        return pinhole(focal, focal, width / 2, height / 2)
+    def _intrinsics(self, url: str | None, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
+        if not url and not self.intrinsics:
+            fov = math.radians(self.fov_deg or _ASSUMED_FOV_DEG)
+            focal = width / 2 / math.tan(fov / 2)
+            return pinhole(focal, focal, width / 2, height / 2)
+        K_px = read_intrinsics(url, width, height) if url else pinhole(*self.intrinsics)
+        cx, cy = K_px[:2, 2].tolist()
+        if not self.half_pixel_centres:
+            K_px[:2, 2] += 0.5
+        if not (0 < K_px[0, 2] < width and 0 < K_px[1, 2] < height):
+            fix = f"see {url}" if url else "give --intrinsics of this size"
+            raise BadFrame(
+                "principal point outside of the image",
+                f"cx {cx:g}, cy {cy:g} in {width}x{height}; {fix}",
+            )
+        return K_px
 
 
 def _wildcards(glob: str) -> Sequence[str]:
