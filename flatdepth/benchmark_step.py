@@ -19,7 +19,7 @@ from flatdepth.benchmark import environment
 from flatdepth.config import TrainConfig
 from flatdepth.corpus import open_corpus
 from flatdepth.ema import Ema
-from flatdepth.launch import accumulation_steps
+from flatdepth.launch import share_out
 from flatdepth.loader import to_device, training_samples
 from flatdepth.memory import build_bare_model, count_flops, take_step
 from flatdepth.optim import make_optimizer
@@ -120,7 +120,7 @@ def measure_steps(
     """
     if device.type == "cpu" and config.precision == "fp16":
         config = dataclasses.replace(config, precision="no")
-    accumulation = accumulation_steps(config, ranks=1)
+    config, accumulation = share_out(config, ranks=1)
     stream = training_samples(
         open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=accumulation
     )

@@ -1,6 +1,6 @@
 """Every knob of a training run. Frozen dataclasses; the text under a field is its documentation.
 
-``train.py --help`` prints it, ``--print_config`` writes a complete config file.
+``train.py --help`` prints it, ``--print_config`` prints a complete config file.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -48,12 +48,13 @@ class DataConfig:
     train: list[SetConfig] = field(default_factory=list)
     """Shard sets to train on, mixed by weight."""
     val: list[str] = field(default_factory=list)
-    """Shard sets to validate on; empty: scenes held out of the training sets."""
+    """Shard sets to validate on, their official validation part if they have one, and never `test`;
+    empty: scenes held out of the training sets."""
     art: list[str] = field(default_factory=list)
     """Shard sets of pictures to hang; empty: no art is pasted."""
     val_share: float = 0.2
     """Share of each training set's scenes held out for validation where `val` is empty and the
-    set has no official split."""
+    set has no official validation part."""
     split_seed: int = 0
     """Selects the held-out scenes."""
     height: int = 518
@@ -97,7 +98,7 @@ class PasteStage:
     """Settings that the paste stage takes over from an optimiser step on; null keeps the last."""
 
     step: int
-    """First optimiser step of the stage."""
+    """First optimiser step of the stage, counted from 0."""
     share: float | None = None
     """As `paste.share`."""
     max_pastes: int | None = None
@@ -186,11 +187,12 @@ class PasteConfig:
     stylised: float = 0.15
     """Probability that a picture or mural is posterised, smoothed or turned into a sketch."""
     glass: float = 0.3
-    """Probability of a soft highlight on a mirror, screen or framed picture."""
+    """Probability of a soft highlight on a mirror, screen or picture."""
     worn: float = 0.4
     """Probability that a mirror is a little blurred or dusty."""
     shadow: float = 0.5
-    """Largest darkening of the wall beside a hung paste by its shadow; 0: the wall is untouched."""
+    """Largest darkening of the wall beside a hung paste by its shadow; 0: none. Lit screens
+    brighten the wall a little all the same."""
     match_light: float = 1.0
     """How far brightness, colour cast and falloff follow the wall's, from 0 (not) to 1."""
     match_sensor: float = 1.0
@@ -334,7 +336,8 @@ class ModelConfig:
     freeze: Literal["none", "encoder", "head"] = "none"
     """Which part is not trained."""
     frozen_blocks: int = 0
-    """Encoder blocks from the input on that are not trained."""
+    """Encoder blocks from the input on that are not trained; above 0 neither are the embeddings and
+    the class token."""
     checkpointing: Literal["none", "encoder", "encoder+head"] = "encoder"
     """Which activations are recomputed in the backward pass to save memory."""
     lora_rank: int = 0
@@ -381,7 +384,7 @@ class LossConfig:
     mirror: float = 1.0
     """Weight of mirror pixels."""
     art: float = 1.0
-    """Weight of art pixels."""
+    """Weight of pixels of art, murals and screens."""
     frame: float = 1.0
     """Weight of the frames' pixels."""
     decoy: float = 1.0
@@ -478,6 +481,7 @@ class EvalConfig:
         _require(self.batch > 0, f"eval.batch: must be at least 1, got {self.batch}")
         _require(self.pictures >= 0, f"eval.pictures: must be >= 0, got {self.pictures}")
         _require(self.patience >= 0, f"eval.patience: must be >= 0, got {self.patience}")
+        _require(self.clean_guard >= 0, f"eval.clean_guard: must be >= 0, got {self.clean_guard}")
         region, _, metric = self.metric.partition(".")
         _require(
             region in REGIONS and metric in METRICS,
@@ -499,7 +503,8 @@ class TrainConfig:
     batch: int = 16
     """Samples per optimiser step, over all devices."""
     micro_batch: int = 1
-    """Samples per device and forward pass; the rest of `batch` is accumulated."""
+    """Most samples per device and forward pass; the rest of `batch` is accumulated. Less where the
+    devices' shares of `batch` are no multiple of it."""
     precision: Literal["no", "fp16", "bf16"] = "fp16"
     """Autocast type of the network; on a CPU fp16 is not used and the run says so."""
     seed: int = 0
@@ -507,7 +512,7 @@ class TrainConfig:
     save_every: int = 500
     """Optimiser steps between checkpoints; one is also saved at the end and on SIGTERM."""
     keep: int = 2
-    """Checkpoints kept besides the best one."""
+    """Newest checkpoints kept; the best weights lie apart from them."""
     log_every: int = 10
     """Optimiser steps between lines of the log."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "tensorboard"
@@ -532,7 +537,8 @@ class TrainConfig:
     """Validation."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "micro_batch", "save_every", "keep", "log_every"):
+        counts = ("steps", "batch", "micro_batch", "save_every", "keep", "log_every")
+        for name in (*counts, "max_bad_steps"):
             value = getattr(self, name)
             _require(value > 0, f"{name}: must be at least 1, got {value}")
         _require(

@@ -1,6 +1,6 @@
 """Which samples a run trains on, validates on and hangs on the walls."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -108,8 +108,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     validate, ``test`` is never touched. Sets without one hold out whole scenes.
 
     Raises:
-        UserError: no training set, a set of the wrong kind, or nothing left to train or validate
-            on.
+        UserError: no training set, a set of the wrong kind, nothing left to train or validate on,
+            or a set that would validate on what it trains on.
     """
     if not config.train:
         raise UserError(
@@ -131,8 +131,9 @@ def open_corpus(config: DataConfig) -> Corpus:
         if len(subset) == 0:
             raise UserError(f"data.train: {entry.path} has no training samples in its split")
     if val_sets:
+        trained_on = {shards.url.rstrip("/") for shards in train_sets}
         held_out = [
-            Subset(shards=shards, rows=np.arange(len(shards)), first_identity=int(start))
+            Subset(shards=shards, rows=_to_validate(shards, trained_on), first_identity=int(start))
             for shards, start in zip(val_sets, starts[len(train_sets) :], strict=False)
         ]
     if sum(len(subset) for subset in held_out) == 0:
@@ -171,6 +172,24 @@ def _split(shards: ShardSet, config: DataConfig, entry: SetConfig) -> np.ndarray
     held = scene_split(scenes[usable].tolist(), share, config.split_seed)
     split = np.where(np.isin(scenes, sorted(held)), "val", "train")
     return np.where(usable, split, "test")
+
+
+def _to_validate(shards: ShardSet, trained_on: Set[str]) -> np.ndarray:
+    """The samples of a set of ``data.val``: its official validation part, else all but ``test``."""
+    official = np.array(shards.index.splits)
+    if (official == "val").any():
+        return np.flatnonzero(official == "val")
+    if shards.url.rstrip("/") in trained_on:
+        raise UserError(
+            f"data.val: {shards.url} is trained on too and has no official validation part; leave "
+            "it out of data.val to have scenes of it held out, or name other sets"
+        )
+    if (official == "test").all():
+        raise UserError(
+            f"data.val: {shards.url} has only its official test part, which no training looks at; "
+            "judge on it with tools/evaluate.py --part test"
+        )
+    return np.flatnonzero(official != "test")
 
 
 def _named_split(shards: ShardSet, entry: SetConfig) -> np.ndarray:

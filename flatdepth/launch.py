@@ -1,5 +1,6 @@
 """What a run is launched on: its devices and precision, and how a step is shared out."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -99,16 +100,22 @@ def use_autocast_alone(accelerator: Accelerator) -> None:
     accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
-def accumulation_steps(config: TrainConfig, ranks: int) -> int:
-    """Micro-batches per optimiser step on each of ``ranks`` devices.
+def share_out(config: TrainConfig, ranks: int) -> tuple[TrainConfig, int]:
+    """How ``ranks`` devices share the ``batch`` of an optimiser step.
+
+    Returns:
+        The configuration with the largest micro-batch, up to its own, that divides a device's share
+        of the batch, and how many of them the share is.
 
     Raises:
-        UserError: ``batch`` is not a multiple of ``micro_batch`` times the number of devices.
+        UserError: ``batch`` is not a multiple of the number of devices.
     """
-    share = config.micro_batch * ranks
-    if config.batch % share:
+    share, rest = divmod(config.batch, ranks)
+    if rest:
         raise UserError(
-            f"batch: expected a multiple of micro_batch x devices = {config.micro_batch} x {ranks} "
-            f"= {share}, got {config.batch}; the next one is {-(-config.batch // share) * share}"
+            f"batch: expected a multiple of the {ranks} devices, got {config.batch}; the next one "
+            f"is {(share + 1) * ranks}"
         )
-    return config.batch // share
+    most = min(config.micro_batch, share)
+    micro_batch = next(images for images in range(most, 0, -1) if share % images == 0)
+    return dataclasses.replace(config, micro_batch=micro_batch), share // micro_batch

@@ -27,7 +27,7 @@ from flatdepth.config import TrainConfig
 from flatdepth.corpus import open_corpus
 from flatdepth.errors import UserError
 from flatdepth.geometry import fit_plane, pixel_rays
-from flatdepth.launch import accumulation_steps
+from flatdepth.launch import share_out
 from flatdepth.loader import Sample, training_samples
 from flatdepth.pictures import (
     REGION_COLOURS,
@@ -130,7 +130,7 @@ def seen_batches(config: TrainConfig, step: int) -> Generator[Seen, None, None]:
             f"--step: expected 0 to {config.steps - 1} (steps: {config.steps}, counted from 0), "
             f"got {step}"
         )
-    accumulation = accumulation_steps(config, ranks=1)
+    config, accumulation = share_out(config, ranks=1)
     stream = training_samples(
         open_corpus(config.data),
         config,

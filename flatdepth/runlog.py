@@ -17,6 +17,7 @@ import importlib
 import json
 import math
 import platform
+import shlex
 import sys
 import uuid
 from collections.abc import Mapping
@@ -128,9 +129,15 @@ class RunLog:
             if self._bar is not None:
                 self._bar.close()
             if finished:
+                if self._progress.step < self._config.steps:
+                    self._say(
+                        f"stopped early at step {self._progress.step} of {self._config.steps}: "
+                        f"{self._progress.stale} validations in a row without a better "
+                        f"{self._config.eval.metric}"
+                    )
                 self._say(f"done: {self._run / 'report.html'}")
             else:
-                command = " ".join(["accelerate launch train.py", *sys.argv[1:]])
+                command = shlex.join(["accelerate", "launch", "train.py", *sys.argv[1:]])
                 self._say(f"stopped at step {self._progress.step}; to go on: {command}")
         return self._metrics(finished)
 

@@ -34,7 +34,7 @@ def lr_factor(
 
         s = 1 - |2 k - cycle| / (cycle + 2)
 
-    which is 1 in its middle (for an even ``cycle``) and at its ends 2 / (cycle + 2) rather than 0,
+    which is 1 in its middle (for an even ``cycle``) and 2 / (cycle + 2) at its start rather than 0,
     because a step at rate 0 would be wasted. The factor is ``floor + (1 - floor) * s``.
 
     Args:

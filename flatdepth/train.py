@@ -26,7 +26,7 @@ from flatdepth.corpus import open_corpus
 from flatdepth.ema import Ema
 from flatdepth.errors import UserError
 from flatdepth.evaluate import evaluate
-from flatdepth.launch import accumulation_steps, make_accelerator, place_gradients
+from flatdepth.launch import make_accelerator, place_gradients, share_out
 from flatdepth.loader import Sample, to_device, training_samples
 from flatdepth.lora import add_lora, merged
 from flatdepth.losses import depth_loss
@@ -58,14 +58,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     run = Path(config.runs) / config.name
     accelerator = make_accelerator(config, run)
-    config = dataclasses.replace(config, precision=accelerator.mixed_precision)
-    with out_of_memory_advised(config):
-        return _train(config, run, accelerator)
-
-
-def _train(config: TrainConfig, run: Path, accelerator: Accelerator) -> dict[str, Any]:
-    accumulation = accumulation_steps(config, accelerator.num_processes)
+    asked = dataclasses.replace(config, precision=accelerator.mixed_precision)
+    config, accumulation = share_out(asked, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation
+    if config.micro_batch != asked.micro_batch:
+        accelerator.print(
+            f"note: micro-batches of {config.micro_batch} instead of {asked.micro_batch}, so that "
+            f"{accelerator.num_processes} devices share a batch of {config.batch} evenly"
+        )
+    with out_of_memory_advised(config):
+        return _train(config, run, accelerator, accumulation)
+
+
+def _train(
+    config: TrainConfig, run: Path, accelerator: Accelerator, accumulation: int
+) -> dict[str, Any]:
     resume_from = _claim_run(run, config)
     with accelerator.main_process_first():
         corpus = open_corpus(config.data)

@@ -105,7 +105,7 @@ def test_train_reports_mistakes_without_a_traceback(
     config = tiny_sets.config(tmp_path)
     missing = tmp_path / "missing"
     cases = [
-        ("--batch=3", "multiple of micro_batch x devices"),
+        ("--max_bad_steps=0", "max_bad_steps: must be at least 1, got 0"),
         (f"--data.val=[{missing}]", str(missing)),
         ("--data.train=[]", "data.train: expected at least one shard set"),
         (f"--data.art=[{tiny_sets.rooms}]", "expected a set of kind 'art'"),

@@ -10,7 +10,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.launch import accumulation_steps
+from flatdepth.launch import share_out
 from flatdepth.lora import add_lora
 from flatdepth.models import depth_anything
 from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, freeze
@@ -67,7 +67,7 @@ def test_it_builds_its_model_and_optimiser(path: Path) -> None:
     trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trained == EXPECTED.get(path.stem, trained)
-    assert accumulation_steps(config, 1) * config.micro_batch == config.batch
+    assert share_out(config, 1) == (config, config.batch // config.micro_batch)
 
 
 def test_every_expectation_is_of_a_file() -> None:

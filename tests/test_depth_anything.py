@@ -486,5 +486,5 @@ def test_mistakes_in_the_config_are_named() -> None:
     with pytest.raises(UserError, match=r"max_depth_m: expected .* found 0"):
         DepthAnythingV2("vitt", kind="metric", max_depth_m=0.0)
     model = DepthAnythingV2("vitt", kind="metric")
-    with pytest.raises(UserError, match=r"first_blocks: expected 0 to 6 for vitt, found 7"):
+    with pytest.raises(UserError, match=r"model.frozen_blocks: expected 0 to 6 for vitt, found 7"):
         freeze(model, "none", first_blocks=7)

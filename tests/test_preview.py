@@ -346,7 +346,6 @@ def test_without_a_config_it_is_the_quickstart(
         (["--out=x.png", "--rows=two"], "argument --rows: invalid int value: 'two'"),
         (["--out=x.png", "--step=6"], "--step: expected 0 to 5 (steps: 6, counted from 0), got 6"),
         (["--out=x.png", "--step=-1"], "--step: expected 0 to 5 (steps: 6, counted from 0)"),
-        (["--out=x.png", "--batch=3"], "multiple of micro_batch x devices = 2 x 1 = 2, got 3"),
         (["--out=x.png", "--paste.shre=1"], "did you mean 'paste.share'?"),
         (["--out=x.png", "--row=2"], "--row"),
         (["--out=x.png", "--data.train=[]"], "data.train: expected at least one shard set"),

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import os
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from safetensors.torch import load_file
 import flatdepth.train as loop
 from flatdepth import crash, runlog
 from flatdepth.cli import parse_config
-from flatdepth.config import LossConfig, TrainConfig
+from flatdepth.config import DataConfig, LossConfig, SetConfig, TrainConfig
 from flatdepth.corpus import Corpus, open_corpus
 from flatdepth.errors import UserError
 from flatdepth.evaluate import align_inverse_depth, evaluate
-from flatdepth.launch import accumulation_steps
+from flatdepth.launch import share_out
 from flatdepth.loader import in_order, training_samples
 from flatdepth.losses import depth_loss
 from flatdepth.models.checkpoint import load_weights
@@ -190,7 +191,8 @@ def test_sigterm_saves_and_says_how_to_go_on(
     process.terminate()
     process.join()
     assert process.exitcode == 0, log.read_text()
-    assert "to go on: accelerate launch train.py" in log.read_text()
+    _, _, command = log.read_text().partition("to go on: ")
+    assert shlex.split(command)[:3] == ["accelerate", "launch", "train.py"]
     (saved,) = (run / "checkpoints").glob("step-*")
     assert saved.name < "step-00000006"
     train(config)
@@ -694,7 +696,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(
 
 
 def test_a_run_that_does_not_improve_stops_early_and_keeps_its_best(
-    tiny_sets: TinySets, tmp_path: Path
+    tiny_sets: TinySets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a learning rate of almost nothing no validation is better than the first."""
     path = tiny_sets.config(
@@ -705,7 +707,9 @@ def test_a_run_that_does_not_improve_stops_early_and_keeps_its_best(
     )
     metrics = train(read_config(path))
     assert metrics["finished"] is True
-    assert [entry["step"] for entry in metrics["evaluations"]][-1] < 6
+    last = metrics["evaluations"][-1]["step"]
+    assert last < 6
+    assert f"stopped early at step {last} of 6: 2 validations in a row" in capsys.readouterr().out
     assert metrics["best"]["step"] in [entry["step"] for entry in metrics["evaluations"]]
     run = tmp_path / "runs" / "tiny"
     assert (run / "weights" / "best.safetensors").exists()
@@ -746,11 +750,55 @@ def test_loss_weights_follow_regions_and_validity(
     assert len(batch.region.unique()) >= 3
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_sets: TinySets, tmp_path: Path) -> None:
-    config = read_config(tiny_sets.config(tmp_path))
-    assert accumulation_steps(config, 2) == 1
-    with pytest.raises(UserError, match="multiple of micro_batch x devices = 2 x 3 = 6, got 4"):
-        accumulation_steps(config, 3)
+def with_parts(tiny_sets: TinySets, folder: Path, parts: Sequence[str]) -> DataConfig:
+    """A set whose scenes have the given official parts, to train and to validate on."""
+    index = json.loads((tiny_sets.rooms / "index.json").read_text())
+    scenes = index["samples"]["scene"]
+    numbers = {scene: number for number, scene in enumerate(sorted(set(scenes)))}
+    index["samples"]["split"] = [parts[numbers[scene]] for scene in scenes]
+    shutil.copytree(tiny_sets.rooms, folder)
+    (folder / "index.json").write_text(json.dumps(index))
+    return DataConfig(train=[SetConfig(path=str(tiny_sets.rooms))], val=[str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("parts", "validated"),
+    [
+        (("train", "train", "val", "val", "test"), {"val"}),
+        (("train", "train", "train", "test", "test"), {"train"}),
+        (("", "", "", "", ""), {""}),
+    ],
+)
+def test_a_named_validation_set_keeps_its_test_part_to_itself(
+    tiny_sets: TinySets, tmp_path: Path, parts: Sequence[str], validated: set[str]
+) -> None:
+    config = with_parts(tiny_sets, tmp_path / "set", parts)
+    (subset,) = open_corpus(config).val
+    assert {subset.shards.splits[row] for row in subset.rows} == validated
+    assert len(subset) == 3 * sum(part in validated for part in parts)
+
+
+def test_nothing_validates_on_what_it_trains_on(tiny_sets: TinySets, tmp_path: Path) -> None:
+    rooms = str(tiny_sets.rooms)
+    both = DataConfig(train=[SetConfig(path=rooms)], val=[rooms + "/"])
+    with pytest.raises(UserError, match="is trained on too and has no official validation part"):
+        open_corpus(both)
+    with pytest.raises(UserError, match="has only its official test part"):
+        open_corpus(with_parts(tiny_sets, tmp_path / "set", ["test"] * 5))
+
+
+def test_devices_share_a_batch_evenly_or_refuse_it(tiny_sets: TinySets, tmp_path: Path) -> None:
+    config = read_config(tiny_sets.config(tmp_path, batch=24, micro_batch=8))
+    shared = [share_out(config, ranks) for ranks in (1, 2, 4, 12, 24)]
+    assert [(one.micro_batch, pieces) for one, pieces in shared] == [
+        (8, 3),
+        (6, 2),
+        (6, 1),
+        (2, 1),
+        (1, 1),
+    ]
+    with pytest.raises(UserError, match="multiple of the 5 devices, got 24; the next one is 25"):
+        share_out(config, 5)
 
 
 def test_in_order_keeps_the_order_and_passes_errors_on() -> None:

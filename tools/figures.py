@@ -64,8 +64,8 @@ def main() -> None:
     chosen = parser.parse_args(sys.argv[1:])
     corpus = open_corpus(
         DataConfig(
-            train=[SetConfig(path=chosen.data), SetConfig(path=chosen.dark)],
-            val=[chosen.data],
+            train=[SetConfig(path=chosen.data)],
+            val=[chosen.dark],
             art=[chosen.art],
         )
     )
@@ -86,7 +86,7 @@ def pasted(
     dark: bool = False,
 ) -> Iterator[tuple[Sample, Batch]]:
     """Frames with pastes of a kind and layout, those that have one, from the first draw on."""
-    subset = corpus.train[int(dark)]
+    (subset,) = corpus.val if dark else corpus.train
     for number in range(40 * len(subset)):
         place = number % len(subset)
         frame = subset.frame(place)

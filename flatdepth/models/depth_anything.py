@@ -434,7 +434,7 @@ def freeze(
     depth = len(model.pretrained.blocks)
     if not 0 <= first_blocks <= depth:
         raise UserError(
-            f"first_blocks: expected 0 to {depth} for {model.encoder}, found {first_blocks}"
+            f"model.frozen_blocks: expected 0 to {depth} for {model.encoder}, found {first_blocks}"
         )
     prefixes: tuple[str, ...] = ()
     if what != "none":

@@ -39,7 +39,11 @@ def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     try:
         fs, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        extra = "http" if url.startswith("http") else url.partition(":")[0]
+        fix = f"; pip install 'flatdepth[{extra}]'" if extra in ("http", "s3") else ""
+        raise UserError(f"cannot open {url!r}: {error}{fix}") from error
+    except ValueError as error:
         raise UserError(f"cannot open {url!r}: {error}") from error
     return fs, path.rstrip("/") or path
 
