@@ -1,8 +1,9 @@
 """Which samples a run trains on, validates on and hangs on the walls."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
@@ -86,12 +87,14 @@ class Corpus:
         weights: their shares of the training stream.
         val: the samples held out, or those of the validation sets.
         pictures: what can be hung.
+        digests: per set's path a digest of its content.
     """
 
     train: tuple[Subset, ...]
     weights: tuple[float, ...]
     val: tuple[Subset, ...]
     pictures: Pictures
+    digests: Mapping[str, str]
 
     def val_places(self, most: int) -> list[tuple[int, int]]:
         """(subset, place) of at most ``most`` validation samples, evenly spaced; 0: all."""
@@ -147,6 +150,14 @@ def open_corpus(config: DataConfig) -> Corpus:
         weights=tuple(entry.weight for entry in config.train),
         val=tuple(held_out),
         pictures=Pictures(art_sets),
+        digests={
+            path: _digest(shards)
+            for path, shards in zip(
+                (*(entry.path for entry in config.train), *config.val, *config.art),
+                (*train_sets, *val_sets, *art_sets),
+                strict=True,
+            )
+        },
     )
 
 
@@ -158,6 +169,10 @@ def _open(path: str, kind: str, key: str) -> ShardSet:
             f"{key}: expected a set of kind '{kind}', but {path} is of kind '{shards.index.kind}'"
         )
     return shards
+
+
+def _digest(shards: ShardSet) -> str:
+    return sha256("".join(shard.sha256 for shard in shards.index.shards).encode()).hexdigest()
 
 
 def _split(shards: ShardSet, config: DataConfig, entry: SetConfig) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor
 from flatdepth.augment.composite import paste
 from flatdepth.config import TrainConfig
 from flatdepth.corpus import Corpus
+from flatdepth.launch import autocast
 from flatdepth.loader import Sample, in_order, to_device, validation_sample
 from flatdepth.metrics import RegionTable, image_metrics, region_masks
 from flatdepth.models.depth_anything import DepthAnythingV2
@@ -127,7 +128,7 @@ def predict_depth(
         depth_range_m=depth_range_m,
     )
     batch = paste(batch, plans, depth_range_m=depth_range_m)
-    with accelerator.autocast():
+    with autocast(accelerator):
         prediction = model(batch.image)
     prediction = prediction.float()
     if model.kind == "relative":

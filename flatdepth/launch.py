@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,14 +61,40 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             f"{accelerator.num_processes}; launch with torchrun or a matching accelerate config"
         )
     if accelerator.distributed_type == DistributedType.FSDP:
-        refused = {"optim.ema": config.optim.ema, "model.lora_rank": config.model.lora_rank}
-        for key in (key for key, value in refused.items() if value):
+        if accelerator.state.fsdp_plugin.fsdp_version != 2:
+            raise UserError(
+                "FSDP of version 1 does not work here; set fsdp_version: 2, as in "
+                "configs/accelerate/fsdp.yaml"
+            )
+        refused = {
+            "optim.ema": (config.optim.ema, "0"),
+            "model.lora_rank": (config.model.lora_rank, "0"),
+            "optim.kind adamw8bit": (config.optim.kind == "adamw8bit", "adamw"),
+        }
+        for key, fix in ((key, fix) for key, (value, fix) in refused.items() if value):
             raise UserError(
                 f"{key} does not work with FSDP, which spreads the weights over the devices; "
-                "set it to 0, or launch with configs/accelerate/multi_gpu.yaml"
+                f"set it to {fix}, or launch with configs/accelerate/multi_gpu.yaml"
             )
         use_autocast_alone(accelerator)
     return accelerator
+
+
+def autocast(accelerator: Accelerator) -> torch.autocast:
+    """What a forward pass runs under: the same as accelerate's own, which is not for every step.
+
+    Each time that one is made it clears the process's environment and fills it again. A loader
+    thread that reads a variable meanwhile, as libjpeg does for every image, reads freed memory:
+    some run in every few thousand steps ended in a segmentation fault.
+    """
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    handler = accelerator.autocast_handler or AutocastKwargs()
+    return torch.autocast(
+        accelerator.device.type,
+        half,
+        enabled=half is not None and handler.enabled,
+        cache_enabled=handler.cache_enabled,
+    )
 
 
 def place_gradients(wrapped: nn.Module, accelerator: Accelerator) -> None:
@@ -82,13 +110,29 @@ def place_gradients(wrapped: nn.Module, accelerator: Accelerator) -> None:
     """
     if not isinstance(wrapped, DistributedDataParallel):
         return
-    image = torch.zeros(1, 3, 2 * PATCH, 2 * PATCH, device=accelerator.device)
+    # two images: the class token's gradient from one has strides that torch warns of
+    image = torch.zeros(2, 3, 2 * PATCH, 2 * PATCH, device=accelerator.device)
     for _ in range(2):
         wrapped.zero_grad(set_to_none=True)
-        with accelerator.autocast():
+        with autocast(accelerator):
             prediction = wrapped(image)
         prediction.sum().backward()
     wrapped.zero_grad(set_to_none=False)
+
+
+@contextmanager
+def peers_awaited() -> Iterator[None]:
+    """Within, that another process has gone is a ``UserError``: why is for that one to say."""
+    try:
+        yield
+    except RuntimeError as error:
+        signs = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+        if not any(sign in str(error) for sign in signs):
+            raise
+        raise UserError(
+            "this process stops because another one of the run has ended; what that one said tells "
+            "why, and the same command goes on from the newest checkpoint"
+        ) from error
 
 
 def use_autocast_alone(accelerator: Accelerator) -> None:

@@ -63,7 +63,7 @@ class RunLog:
                 self._bar = tqdm(
                     total=config.steps, initial=progress.step, unit="step", dynamic_ncols=True
                 )
-        settings = tracker_settings(run, config) if self._main else {}
+        settings = tracker_settings(run, config, progress) if self._main else {}
         accelerator.init_trackers("flatdepth", _flat(_plain(config)), init_kwargs=settings)
 
     def has_evaluated(self, step: int) -> bool:
@@ -86,19 +86,10 @@ class RunLog:
         if step % self._config.log_every == 0:
             self._accelerator.log({f"train/{name}": v for name, v in values.items()}, step=step)
 
-    def evaluation(
-        self, label: str, table: Mapping[str, Mapping[str, float]], sheet: Image.Image | None
-    ) -> None:
-        """Record a validation and rewrite metrics.json and the report."""
+    def evaluation(self, sheet: Image.Image | None) -> None:
+        """Tell of the newest validation and rewrite metrics.json and the report."""
         step = self._progress.step
-        self._progress.evaluations.append(
-            {
-                "label": label,
-                "step": step,
-                "table": {region: dict(row) for region, row in table.items()},
-                "illusion_gap": table.get("flat", {}).get("illusion_gap"),
-            }
-        )
+        label, table = (self._progress.evaluations[-1][key] for key in ("label", "table"))
         if self._main:
             if sheet is not None:
                 name = f"{step:06d}_{label.replace(' ', '_')}.png"
@@ -167,11 +158,16 @@ class RunLog:
             self._bar.write(text)
 
 
-def tracker_settings(run: Path, config: TrainConfig) -> dict[str, dict[str, str]]:
-    """Names for the trackers that keep runs elsewhere; one that goes on stays the same run there.
+def tracker_settings(run: Path, config: TrainConfig, progress: Progress) -> dict[str, Any]:
+    """What a tracker must know so that a run that goes on stays one run there.
 
-    Its identity lies in ``tracker/id``, as another run directory may have the same name.
+    TensorBoard: the first step whose figures are still to come; those it has from there on were
+    lost with the steps. The others keep runs elsewhere, by an identity that lies in ``tracker/id``,
+    as another run directory may have the same name.
     """
+    if config.tracker == "tensorboard":
+        evaluated = any(entry["step"] == progress.step for entry in progress.evaluations)
+        return {"tensorboard": {"purge_step": progress.step + evaluated}}
     if config.tracker not in ("wandb", "trackio"):
         return {}
     kept = run / "tracker" / "id"

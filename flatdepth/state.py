@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -38,6 +39,7 @@ EMA_FILE = "ema.safetensors"
 PACKAGES = ("flatdepth", "torch", "accelerate", "kornia", "numpy")
 
 SAFE_TO_CHANGE = (
+    "name",
     "runs",
     "micro_batch",
     "save_every",
@@ -69,6 +71,7 @@ class Progress:
         best: value of the chosen metric at the best validation, and its step.
         stale: validations in a row that were no better.
         evaluations: as in metrics.json.
+        data: per shard set a digest of its content, by which a run knows its samples again.
     """
 
     step: int = 0
@@ -78,11 +81,23 @@ class Progress:
     best: dict[str, float] | None = None
     stale: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, str] = field(default_factory=dict)
 
     @property
     def updates(self) -> int:
         """Optimiser steps that changed the weights: what rate, moments and average count by."""
         return self.step - self.skipped_steps
+
+    def add_evaluation(self, label: str, table: Mapping[str, Mapping[str, float]]) -> None:
+        """Take in a validation of the present step."""
+        self.evaluations.append(
+            {
+                "label": label,
+                "step": self.step,
+                "table": {region: dict(row) for region, row in table.items()},
+                "illusion_gap": table.get("flat", {}).get("illusion_gap"),
+            }
+        )
 
 
 def update_best(progress: Progress, config: TrainConfig) -> bool:
@@ -112,7 +127,7 @@ def count_step(progress: Progress, taken: bool, keys: list[str], config: TrainCo
     """Count a step that was or was not taken.
 
     Args:
-        keys: this rank's samples of the step, for the message.
+        keys: this rank's samples of the step; the message names those of all ranks.
 
     Raises:
         UserError: ``max_bad_steps`` steps in a row were not taken.
@@ -120,6 +135,7 @@ def count_step(progress: Progress, taken: bool, keys: list[str], config: TrainCo
     progress.bad_steps = 0 if taken else progress.bad_steps + 1
     progress.skipped_steps += not taken
     if progress.bad_steps >= config.max_bad_steps:
+        keys = gather_object(keys)
         raise UserError(
             f"{progress.bad_steps} optimiser steps in a row had a loss or gradient that is not "
             f"finite, or no valid pixel (max_bad_steps); the last one's samples were "
@@ -141,6 +157,38 @@ def newest_checkpoint(run: Path) -> Path | None:
 def step_of(checkpoint: Path) -> int:
     """The optimiser step of a checkpoint, from its directory's name."""
     return int(checkpoint.name.removeprefix(".").removeprefix("step-").removesuffix(".tmp"))
+
+
+@contextmanager
+def claimed(run: Path, config: TrainConfig, accelerator: Accelerator) -> Iterator[Path | None]:
+    """The checkpoint to go on from, the main process's choice, or None for a new run.
+
+    Within, no other training gets the run. The lock is beside it and ends with the main process,
+    however that ends.
+
+    Raises:
+        UserError: another training has the run, or it exists and shall not be touched.
+    """
+    lock = FileLock(run.with_name(f".{run.name}.lock"))
+    refusal, choice = None, None
+    if accelerator.is_main_process:
+        if config.resume == "never" and run.exists():
+            refusal = f"{run} already exists and resume is 'never'"
+            refusal += "; choose another --name, or delete it"
+        try:
+            run.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+        except Timeout:
+            refusal = f"another training is writing to {run}"
+            refusal += "; stop it (or wait for its end), or choose another --name"
+        choice = newest_checkpoint(run)
+    refusal, choice = broadcast_object_list([refusal, choice])
+    if refusal is not None:
+        raise UserError(refusal)
+    try:
+        yield choice
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -198,6 +246,7 @@ def save_checkpoint(
         with writing(run):
             if average := ema.state_dict():
                 save_file(average, temporary / EMA_FILE)
+            document["files"] = _file_sizes(temporary)
             (temporary / STATE_FILE).write_text(json.dumps(document, indent=1))
             for file in sorted(temporary.rglob("*")):
                 _sync(file)
@@ -210,20 +259,27 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    accelerator: Accelerator, path: Path, config: TrainConfig, ema: Ema
+    accelerator: Accelerator,
+    path: Path,
+    config: TrainConfig,
+    ema: Ema,
+    data: Mapping[str, str],
 ) -> Progress:
     """Bring the prepared model and optimiser and the average to the state of a checkpoint.
 
+    Args:
+        data: digests of the shard sets, as in ``Progress``.
+
     Raises:
-        UserError: the checkpoint is of another format, or was made with a configuration that
-            differs in a key that may not change, or this host does not see it.
+        UserError: the checkpoint is damaged or of another format, or was made with other data or a
+            configuration that differs in a key that may not change, or this host does not see it.
     """
-    if not (path / STATE_FILE).exists():
+    if not path.exists():
         raise UserError(
             f"{path} of the main process is not on host {platform.node()}; put runs on a file "
             "system that all hosts share, or copy the checkpoint there"
         )
-    document = json.loads((path / STATE_FILE).read_text())
+    document = _read_state(path)
     if document["format"] != FORMAT:
         raise UserError(
             f"{path}: checkpoint format {document['format']}, this version reads {FORMAT}; "
@@ -243,6 +299,12 @@ def load_checkpoint(
             f"{path} was made with {key}={old}, now it is {new}"
             + (f" (and {len(unsafe) - 1} more keys differ)" if len(unsafe) > 1 else "")
             + "; set it back, or start a new run with another name"
+        )
+    made_with = document["progress"].setdefault("data", dict(data))
+    if other := [name for name, digest in made_with.items() if data[name] != digest]:
+        raise UserError(
+            f"{path} was made with another {other[0]}, which was packed anew since; put the old "
+            "set back, or start a new run with another name"
         )
     # to the CPU first: on several GPUs there may be no room for a second copy
     accelerator.load_state(str(path), map_location="cpu")
@@ -274,6 +336,30 @@ def _plain(value: dict[str, object]) -> dict[str, object]:
     return plain
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    """What ``state.json`` says; the other files are as long as it says."""
+    try:
+        document: dict[str, Any] = json.loads((path / STATE_FILE).read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        damaged = [STATE_FILE]
+    else:
+        found, expected = _file_sizes(path), document.get("files", {})
+        damaged = [name for name, size in expected.items() if found.get(name) != size]
+    if damaged:
+        raise UserError(
+            f"{path} is damaged: {damaged[0]} is missing or cut short; delete this checkpoint to "
+            "go on from the one before it"
+        )
+    return document
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    sizes.pop(STATE_FILE, None)
+    return sizes
+
+
 def _is_sharded(accelerator: Accelerator) -> bool:
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
@@ -287,5 +373,7 @@ def _sync(path: Path) -> None:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    for old in sorted(folder.glob("step-*[0-9]"))[:-keep]:
+    """Delete old checkpoints, and what is left of those that were never finished."""
+    torn = folder.glob(".step-*.tmp")
+    for old in (*sorted(folder.glob("step-*[0-9]"))[:-keep], *torn):
         shutil.rmtree(old)

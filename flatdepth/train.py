@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,9 +24,14 @@ from flatdepth.augment.photometric import photometric
 from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.corpus import open_corpus
 from flatdepth.ema import Ema
-from flatdepth.errors import UserError
 from flatdepth.evaluate import evaluate
-from flatdepth.launch import make_accelerator, place_gradients, share_out
+from flatdepth.launch import (
+    autocast,
+    make_accelerator,
+    peers_awaited,
+    place_gradients,
+    share_out,
+)
 from flatdepth.loader import Sample, to_device, training_samples
 from flatdepth.lora import add_lora, merged
 from flatdepth.losses import depth_loss
@@ -39,9 +44,9 @@ from flatdepth.runlog import RunLog
 from flatdepth.schedule import lr_factor
 from flatdepth.state import (
     Progress,
+    claimed,
     count_step,
     load_checkpoint,
-    newest_checkpoint,
     save_checkpoint,
     update_best,
     writing,
@@ -66,14 +71,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"note: micro-batches of {config.micro_batch} instead of {asked.micro_batch}, so that "
             f"{accelerator.num_processes} devices share a batch of {config.batch} evenly"
         )
-    with out_of_memory_advised(config):
-        return _train(config, run, accelerator, accumulation)
+    with (
+        out_of_memory_advised(config),
+        peers_awaited(),
+        claimed(run, config, accelerator) as checkpoint,
+    ):
+        return _train(config, run, accelerator, accumulation, checkpoint)
 
 
 def _train(
-    config: TrainConfig, run: Path, accelerator: Accelerator, accumulation: int
+    config: TrainConfig,
+    run: Path,
+    accelerator: Accelerator,
+    accumulation: int,
+    resume_from: Path | None,
 ) -> dict[str, Any]:
-    resume_from = _claim_run(run, config)
     with accelerator.main_process_first():
         corpus = open_corpus(config.data)
 
@@ -84,9 +96,9 @@ def _train(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     place_gradients(wrapped, accelerator)
     ema = Ema(model, config.optim.ema)
-    progress = Progress()
+    progress = Progress(data=dict(corpus.digests))
     if resume_from is not None:
-        progress = load_checkpoint(accelerator, resume_from, config, ema)
+        progress = load_checkpoint(accelerator, resume_from, config, ema, progress.data)
     log = RunLog(run, config, accelerator, progress)
     stream = training_samples(
         corpus,
@@ -102,18 +114,19 @@ def _train(
     with StopRequest() as stop:
         while True:
             # evaluate
-            done = progress.step == config.steps
+            done = progress.step == config.steps and not stop.agreed
             due = done or progress.step % config.eval.every == 0
             if due and not stop.agreed and not log.has_evaluated(progress.step):
                 label = _label(progress.step, config)
                 title = f"{config.name}: {label}"
                 with ema.applied():
                     result = evaluate(model, corpus, config, accelerator, title=title)
-                    log.evaluation(label, result.table, result.sheet)
+                    progress.add_evaluation(label, result.table)
                     if update_best(progress, config):
                         _save_weights(
                             run / "weights" / "best", model, accelerator, config, progress
                         )
+                    log.evaluation(result.sheet)
 
             # save
             done |= 0 < config.eval.patience <= progress.stale
@@ -147,7 +160,7 @@ def _train(
                 keys += [sample.frame.key for sample in samples]
                 with accelerator.accumulate(wrapped):
                     batch = make_training_batch(samples, config, accelerator.device)
-                    with accelerator.autocast():
+                    with autocast(accelerator):
                         prediction = wrapped(batch.image)
                     weight = loss_weight(batch, config.loss)
                     losses = depth_loss(model.kind, prediction, batch.depth_m, weight, config.loss)
@@ -180,14 +193,14 @@ def _train(
                 data_wait_share=waited / seconds,
             )
 
-    stream.close()
-    if done:
-        with ema.applied():
-            _save_weights(run / "weights" / "final", model, accelerator, config, progress)
-    metrics = log.close(finished=done)
-    if done and accelerator.is_main_process:
-        for weights in (run / "weights").glob("*.safetensors"):
-            write_model_card(weights, run)
+        stream.close()
+        if done:
+            with ema.applied():
+                _save_weights(run / "weights" / "final", model, accelerator, config, progress)
+        metrics = log.close(finished=done)
+        if done and accelerator.is_main_process:
+            for weights in (run / "weights").glob("*.safetensors"):
+                write_model_card(weights, run)
     accelerator.end_training()
     return metrics
 
@@ -241,16 +254,6 @@ def _scale_gradients(model: DepthAnythingV2, factor: float) -> None:
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad *= factor
-
-
-def _claim_run(run: Path, config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from, the main process's choice, or None for a new run."""
-    if config.resume == "never" and run.exists():
-        raise UserError(
-            f"{run} already exists and resume is 'never'; choose another --name, or delete it"
-        )
-    (choice,) = broadcast_object_list([newest_checkpoint(run)])
-    return choice
 
 
 def _label(step: int, config: TrainConfig) -> str:

@@ -6,6 +6,7 @@ loop can differ between ways of splitting the same steps.
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 import flatdepth.train as loop
 from flatdepth import runlog
 from flatdepth.config import LossConfig, TrainConfig
+from flatdepth.errors import UserError
 from flatdepth.launch import use_autocast_alone
 from flatdepth.types import Batch
 
@@ -49,6 +51,7 @@ def become(rank: int, ranks: int, port: int) -> None:
         "ACCELERATE_USE_CPU": "true",
     }
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", message=".*strides.*")
     runlog.write_report = lambda _: None
 
 
@@ -56,6 +59,30 @@ def train_rank(config: TrainConfig, rank: int, ranks: int, port: int) -> None:
     """Train as one of several ranks."""
     become(rank, ranks, port)
     loop.train(config)
+
+
+def train_into_a_fault(
+    config: TrainConfig, fault: str, out: Path, rank: int, ranks: int, port: int
+) -> None:
+    """Train until rank 1 meets a fault; every rank writes its ``UserError`` to ``out``.RANK.
+
+    Args:
+        fault: "damaged": a sample cannot be read; "nan": no loss is finite.
+    """
+    become(rank, ranks, port)
+    whole = loop.depth_loss
+
+    def faulty(*arguments: Any) -> Tensor:
+        if fault == "damaged":
+            raise UserError("a sample is damaged")
+        return whole(*arguments) * torch.nan
+
+    if rank == 1:
+        loop.depth_loss = faulty
+    try:
+        loop.train(config)
+    except UserError as error:
+        Path(f"{out}.{rank}").write_text(str(error))
 
 
 def train_sharded(config: TrainConfig, rank: int, ranks: int, port: int) -> None:

@@ -6,10 +6,12 @@ import os
 import resource
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import AutocastKwargs
+from accelerate.utils import AutocastKwargs, DistributedType
 from safetensors.torch import load_file
 
 import flatdepth.train as loop
-from flatdepth import crash, runlog
+from flatdepth import crash, launch, runlog, stop
 from flatdepth.cli import parse_config
 from flatdepth.config import DataConfig, LossConfig, SetConfig, TrainConfig
 from flatdepth.corpus import Corpus, open_corpus
@@ -35,6 +37,8 @@ from flatdepth.losses import depth_loss
 from flatdepth.models.checkpoint import load_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.optim import make_optimizer
+from flatdepth.pack import pack
+from flatdepth.readers.rooms import RoomsReader
 from flatdepth.report import write_report
 from flatdepth.state import Progress, count_step, newest_checkpoint, save_checkpoint, update_best
 from flatdepth.train import (
@@ -199,6 +203,173 @@ def test_sigterm_saves_and_says_how_to_go_on(
     assert losses(run) == losses(whole_run)
 
 
+def test_no_step_touches_the_environment(
+    tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that decodes a JPEG reads it at any time, and none may be changed under it."""
+    written: list[object] = []
+    make_batch, save, putenv = loop.make_training_batch, loop.save_checkpoint, os.putenv
+
+    def first_batch(*arguments: Any) -> Any:
+        monkeypatch.setattr(os, "putenv", lambda *pair: (written.append(pair), putenv(*pair)))
+        return make_batch(*arguments)
+
+    def last_step(*arguments: Any) -> Any:
+        monkeypatch.setattr(os, "putenv", putenv)
+        return save(*arguments)
+
+    monkeypatch.setattr(loop, "make_training_batch", first_batch)
+    monkeypatch.setattr(loop, "save_checkpoint", last_step)
+    train(read_config(tiny_sets.config(tmp_path, save_every=100, **SMALL)))
+    assert not written
+
+
+def test_one_ctrl_c_that_comes_twice_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal sends it to the ranks, and torchrun passes it on to them."""
+    with stop.StopRequest() as request:
+        signal.raise_signal(signal.SIGINT)
+        assert request.received
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pytest.fail("interrupted by the same Ctrl-C")
+        monkeypatch.setattr(stop, "ONE_REQUEST_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_stop_in_the_last_step_leaves_the_end_to_do(
+    tiny_sets: TinySets, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(tiny_sets.config(tmp_path, save_every=3, **SMALL))
+    agree, calls, handlers = loop._agree, {"n": 0}, []
+
+    def stopped(*arguments: Any) -> tuple[float, int, bool]:
+        calls["n"] += 1
+        return *agree(*arguments)[:2], calls["n"] == 6
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_agree", stopped)
+        patch.setattr(
+            runlog, "write_report", lambda _: handlers.append(signal.getsignal(signal.SIGTERM))
+        )
+        assert not train(config)["finished"]
+    assert all(handler not in (signal.SIG_DFL, None) for handler in handlers), "while it is closed"
+    fresh_accelerator()
+    assert train(config)["finished"]
+    assert crash.fingerprint(tmp_path / "runs" / "tiny") == crash.fingerprint(whole_run)
+
+
+def test_a_run_belongs_to_one_training_at_a_time(tiny_sets: TinySets, tmp_path: Path) -> None:
+    """And to nobody once that one was killed: then it is the configuration that is looked at."""
+    config = read_config(tiny_sets.config(tmp_path, steps=1000, save_every=1, **BRIEF))
+    run, log = tmp_path / "runs" / "tiny", tmp_path / "log.txt"
+    process = crash.start(config, log)
+    while newest_checkpoint(run) is None:
+        assert process.exitcode is None, log.read_text()
+        time.sleep(0.01)
+    with pytest.raises(UserError, match=r"another training is writing to .*tiny; stop it"):
+        train(config)
+    process.kill()
+    process.join()
+    fresh_accelerator()
+    with pytest.raises(UserError, match="steps=1000, now it is 7"):
+        train(dataclasses.replace(config, steps=7))
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "state.json"]
+)
+@pytest.mark.parametrize("kept", [None, 0.5])
+def test_a_damaged_checkpoint_is_named(half_run: Path, file: str, kept: float | None) -> None:
+    path = newest_checkpoint(half_run) / file
+    data = path.read_bytes()
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(UserError, match=rf"step-00000003 is damaged: {file} is missing or cut"):
+        train(read_config(half_run / "config.yaml", f"--runs={half_run.parent}"))
+
+
+def test_going_on_elsewhere_clears_up_and_logs_every_step_once(half_run: Path) -> None:
+    """Under another name, with a checkpoint left half written at a step that is not saved now."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = half_run.rename(half_run.with_name("other"))
+    shutil.copytree(newest_checkpoint(run), run / "checkpoints" / ".step-00000005.tmp")
+    train(read_config(run / "config.yaml", f"--runs={run.parent}", "--name=other"))
+    assert not list((run / "checkpoints").glob(".*"))
+    (folder,) = {path.parent for path in (run / "tracker" / "flatdepth").glob("events.*")}
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in events.Scalars("val/flat/abs_rel")] == [0, 3, 6]
+
+
+def test_a_set_that_was_packed_anew_is_refused(tiny_sets: TinySets, tmp_path: Path) -> None:
+    rooms = tmp_path / "rooms"
+    settings = BRIEF | {"steps": 1, "data__train": [{"path": str(rooms)}]}
+    for frames in (1, 2):
+        reader = RoomsReader(scenes=2, frames_per_scene=frames, height=28, width=42)
+        pack(reader, str(rooms), workers=1)
+        config = read_config(tiny_sets.config(tmp_path, **settings))
+        if frames == 1:
+            train(config)
+            shutil.rmtree(rooms)
+            fresh_accelerator()
+    with pytest.raises(UserError, match=r"was made with another .*rooms, which was packed anew"):
+        train(config)
+
+
+def test_metrics_name_the_best_of_the_validations_they_list(
+    tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def read(run: Path) -> None:
+        metrics = json.loads((run / "metrics.json").read_text())
+        values = [entry["table"]["flat"]["abs_rel"] for entry in metrics["evaluations"]]
+        assert metrics["best"]["value"] == min(values)
+        told.append(metrics["best"])
+
+    monkeypatch.setattr(runlog, "write_report", read)
+    train(read_config(tiny_sets.config(tmp_path, **SMALL | {"eval__every": 1, "steps": 2})))
+    assert len(told) == 4 and told[0] != told[-1]
+
+
+def test_what_fsdp_cannot_do_is_refused(
+    tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(version: int = 2, **settings: object) -> str:
+        plugin = types.SimpleNamespace(fsdp_version=version)
+        accelerator = types.SimpleNamespace(
+            num_processes=1,
+            distributed_type=DistributedType.FSDP,
+            state=types.SimpleNamespace(fsdp_plugin=plugin),
+        )
+        monkeypatch.setattr(launch, "Accelerator", lambda **_: accelerator)
+        with pytest.raises(UserError) as caught:
+            launch.make_accelerator(read_config(tiny_sets.config(tmp_path, **settings)), tmp_path)
+        return str(caught.value)
+
+    assert "optim.ema does not work with FSDP" in refusal(optim__ema=0.9)
+    assert "set it to adamw" in refusal(optim__kind="adamw8bit")
+    assert "fsdp_version: 2" in refusal(version=1)
+
+
+def test_a_fault_of_one_rank_is_told_by_all(tiny_sets: TinySets, tmp_path: Path) -> None:
+    """What is bad is named by every rank, whichever met it; none is left waiting."""
+    settings = BRIEF | {"micro_batch": 1, "max_bad_steps": 2}
+    out = tmp_path / "said"
+    for fault in ("nan", "damaged"):
+        config = read_config(tiny_sets.config(tmp_path, name=fault, **settings))
+        run_ranks(step_probe.train_into_a_fault, 2, config, fault, out)
+        main, other = (Path(f"{out}.{rank}").read_text() for rank in (0, 1))
+        if fault == "nan":
+            assert main == other and main.count("room_") == config.batch
+        else:
+            assert other == "a sample is damaged" and "another one of the run has ended" in main
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(
     tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,15 +506,20 @@ def test_a_run_that_goes_on_is_the_same_run_to_its_tracker(
     tiny_sets: TinySets, tmp_path: Path
 ) -> None:
     config = read_config(tiny_sets.config(tmp_path, tracker="wandb"))
-    first = runlog.tracker_settings(tmp_path / "a", config)["wandb"]
-    assert runlog.tracker_settings(tmp_path / "a", config)["wandb"] == first
+
+    def settings(run: str) -> dict[str, Any]:
+        return runlog.tracker_settings(tmp_path / run, config, Progress())
+
+    first = settings("a")["wandb"]
+    assert settings("a")["wandb"] == first
     assert first["name"] == config.name and first["resume"] == "allow"
     # the same name in another directory is another run, also where runs are told apart by names
-    assert runlog.tracker_settings(tmp_path / "b", config)["wandb"]["id"] != first["id"]
+    assert settings("b")["wandb"]["id"] != first["id"]
     config = dataclasses.replace(config, tracker="trackio")
-    names = {runlog.tracker_settings(tmp_path / run, config)["trackio"]["name"] for run in "aab"}
+    names = {settings(run)["trackio"]["name"] for run in "aab"}
     assert len(names) == 2
-    assert runlog.tracker_settings(tmp_path, dataclasses.replace(config, tracker="none")) == {}
+    config = dataclasses.replace(config, tracker="none")
+    assert settings("a") == {}
 
 
 @pytest.fixture(scope="module")
