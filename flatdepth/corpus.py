@@ -134,7 +134,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         if len(subset) == 0:
             raise UserError(f"data.train: {entry.path} has no training samples in its split")
     if val_sets:
-        trained_on = {shards.url.rstrip("/") for shards in train_sets}
+        trained_on = {shards.root for shards in train_sets}
         held_out = [
             Subset(shards=shards, rows=_to_validate(shards, trained_on), first_identity=int(start))
             for shards, start in zip(val_sets, starts[len(train_sets) :], strict=False)
@@ -194,7 +194,7 @@ def _to_validate(shards: ShardSet, trained_on: Set[str]) -> np.ndarray:
     official = np.array(shards.index.splits)
     if (official == "val").any():
         return np.flatnonzero(official == "val")
-    if shards.url.rstrip("/") in trained_on:
+    if shards.root in trained_on:
         raise UserError(
             f"data.val: {shards.url} is trained on too and has no official validation part; leave "
             "it out of data.val to have scenes of it held out, or name other sets"

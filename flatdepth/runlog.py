@@ -66,10 +66,6 @@ class RunLog:
         settings = tracker_settings(run, config, progress) if self._main else {}
         accelerator.init_trackers("flatdepth", _flat(_plain(config)), init_kwargs=settings)
 
-    def has_evaluated(self, step: int) -> bool:
-        """Whether this step has been validated, before an interruption perhaps."""
-        return any(entry["step"] == step for entry in self._progress.evaluations)
-
     def step(self, **values: float) -> None:
         """Record an optimiser step: loss, lr, grad_norm, images_per_s, data_wait_share."""
         step = self._progress.step
@@ -166,8 +162,7 @@ def tracker_settings(run: Path, config: TrainConfig, progress: Progress) -> dict
     as another run directory may have the same name.
     """
     if config.tracker == "tensorboard":
-        evaluated = any(entry["step"] == progress.step for entry in progress.evaluations)
-        return {"tensorboard": {"purge_step": progress.step + evaluated}}
+        return {"tensorboard": {"purge_step": progress.step + progress.has_evaluation()}}
     if config.tracker not in ("wandb", "trackio"):
         return {}
     kept = run / "tracker" / "id"

@@ -88,6 +88,10 @@ class Progress:
         """Optimiser steps that changed the weights: what rate, moments and average count by."""
         return self.step - self.skipped_steps
 
+    def has_evaluation(self) -> bool:
+        """Whether the present step has been validated, before an interruption perhaps."""
+        return any(entry["step"] == self.step for entry in self.evaluations)
+
     def add_evaluation(self, label: str, table: Mapping[str, Mapping[str, float]]) -> None:
         """Take in a validation of the present step."""
         self.evaluations.append(
@@ -171,24 +175,31 @@ def claimed(run: Path, config: TrainConfig, accelerator: Accelerator) -> Iterato
     """
     lock = FileLock(run.with_name(f".{run.name}.lock"))
     refusal, choice = None, None
-    if accelerator.is_main_process:
-        if config.resume == "never" and run.exists():
-            refusal = f"{run} already exists and resume is 'never'"
-            refusal += "; choose another --name, or delete it"
-        try:
-            run.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
-        except Timeout:
-            refusal = f"another training is writing to {run}"
-            refusal += "; stop it (or wait for its end), or choose another --name"
-        choice = newest_checkpoint(run)
-    refusal, choice = broadcast_object_list([refusal, choice])
-    if refusal is not None:
-        raise UserError(refusal)
     try:
+        if accelerator.is_main_process:
+            refusal = _claim(run, config, lock)
+            choice = newest_checkpoint(run)
+        refusal, choice = broadcast_object_list([refusal, choice])
+        if refusal is not None:
+            raise UserError(refusal)
         yield choice
     finally:
         lock.release()
+
+
+def _claim(run: Path, config: TrainConfig, lock: FileLock) -> str | None:
+    """Take the lock of a run, or say why not."""
+    if config.resume == "never" and run.exists():
+        return f"{run} already exists and resume is 'never'; choose another --name, or delete it"
+    run.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return (
+            f"another training is writing to {run}; stop it (or wait for its end), or choose "
+            "another --name"
+        )
+    return None
 
 
 @contextmanager

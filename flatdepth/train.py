@@ -116,7 +116,7 @@ def _train(
             # evaluate
             done = progress.step == config.steps and not stop.agreed
             due = done or progress.step % config.eval.every == 0
-            if due and not stop.agreed and not log.has_evaluated(progress.step):
+            if due and not stop.agreed and not progress.has_evaluation():
                 label = _label(progress.step, config)
                 title = f"{config.name}: {label}"
                 with ema.applied():

@@ -954,11 +954,17 @@ def test_a_named_validation_set_keeps_its_test_part_to_itself(
     assert len(subset) == 3 * sum(part in validated for part in parts)
 
 
-def test_nothing_validates_on_what_it_trains_on(tiny_sets: TinySets, tmp_path: Path) -> None:
+def test_nothing_validates_on_what_it_trains_on(
+    tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rooms = str(tiny_sets.rooms)
-    both = DataConfig(train=[SetConfig(path=rooms)], val=[rooms + "/"])
-    with pytest.raises(UserError, match="is trained on too and has no official validation part"):
-        open_corpus(both)
+    monkeypatch.chdir(tiny_sets.rooms.parent)
+    for again in (rooms + "/", tiny_sets.rooms.name):
+        both = DataConfig(train=[SetConfig(path=rooms)], val=[again])
+        with pytest.raises(
+            UserError, match="is trained on too and has no official validation part"
+        ):
+            open_corpus(both)
     with pytest.raises(UserError, match="has only its official test part"):
         open_corpus(with_parts(tiny_sets, tmp_path / "set", ["test"] * 5))
 

@@ -53,6 +53,7 @@ class ShardSet:
 
     Attributes:
         url: the directory or URL it was opened from.
+        root: its path in its file system.
         index: its index; the columns below are taken from it.
         keys, scenes, splits: one string per sample.
         sizes: (N, 2) int64 image height and width in pixels.
@@ -66,7 +67,7 @@ class ShardSet:
         self.splits: Sequence[str] = index.splits
         self.sizes: NDArray[np.int64] = index.sizes
         self._fs = fs
-        self._root = root
+        self.root = root
         self._spans = index.spans()
         self._image_exts = index.image_exts()
         self._pread = isinstance(fs, LocalFileSystem) and hasattr(os, "pread")
@@ -162,7 +163,7 @@ class ShardSet:
 
     def shard_path(self, number: int) -> str:
         """Path of a shard in the set's file system."""
-        return f"{self._root}/{self.index.shards[number].name}"
+        return f"{self.root}/{self.index.shards[number].name}"
 
     def open_shard(self, number: int) -> io.IOBase:
         """A whole shard as a file. Raises OSError if it cannot be opened."""
