@@ -107,6 +107,12 @@ def measure_loader(config: TrainConfig, *, samples: int, rounds: int, pace: floa
     )
 
 
+def loader_rate(corpus: Corpus, config: TrainConfig, samples: int) -> float:
+    """Samples per second that training would get, over ``samples`` of them."""
+    seconds, _ = _timed(_loader(corpus, config), samples)
+    return samples / seconds
+
+
 def _timed(stream: Generator[object, None, None], samples: int) -> tuple[float, float]:
     """Wall and CPU seconds of ``samples`` after the warm-up; the stream is closed."""
     for _ in itertools.islice(stream, WARM_UP):

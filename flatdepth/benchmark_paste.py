@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import cv2
 import kornia
 import numpy as np
 import torch
@@ -200,6 +199,8 @@ def _by_kornia(clean: Batch, scenes: list[_Scene]) -> Callable[[bool], object]:
 
 def _by_opencv(scene: _Scene, with_jitter: bool) -> object:
     """The same image by image on the CPU, in uint8 as offline scripts do it."""
+    import cv2
+
     height, width = scene.frame.depth_m.shape
     size = (width, height)
     whole = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32) - 0.5
@@ -226,6 +227,8 @@ def _by_opencv(scene: _Scene, with_jitter: bool) -> object:
 
 def _jitter(image: np.ndarray) -> np.ndarray:
     """Brightness, contrast and saturation, one after the other, of an (h, w, 3) uint8 image."""
+    import cv2
+
     brighter = cv2.convertScaleAbs(image, alpha=1 + JITTER)
     mean = float(cv2.cvtColor(brighter, cv2.COLOR_RGB2GRAY).mean())
     contrast = cv2.convertScaleAbs(brighter, alpha=1 - JITTER, beta=JITTER * mean)

@@ -4,7 +4,8 @@ import dataclasses
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from flatdepth.corpus import open_corpus
 from flatdepth.ema import Ema
 from flatdepth.launch import share_out
 from flatdepth.loader import to_device, training_samples
-from flatdepth.memory import build_bare_model, count_flops, take_step
+from flatdepth.memory import NextBatch, build_bare_model, count_flops, take_step
 from flatdepth.optim import make_optimizer
 from flatdepth.train import loss_weight
 
@@ -107,56 +108,88 @@ class StepTimes:
 
 
 def measure_steps(
-    config: TrainConfig, *, steps: int, device: torch.device, peak_tflops: float | None = None
+    config: TrainConfig,
+    *,
+    steps: int,
+    device: torch.device,
+    peak_tflops: float | None = None,
+    compile_with: str | None = None,
 ) -> StepTimes:
     """Time optimiser steps on the configured data, with random weights.
 
     Args:
         steps: timed, after ``WARM_UP`` others.
         peak_tflops: of the device; None looks it up in ``PEAK_TFLOPS``.
+        compile_with: backend of ``torch.compile`` for each transformer block and the head; None
+            compiles nothing.
 
     Raises:
         UserError: the data do not fit the configuration.
     """
-    if device.type == "cpu" and config.precision == "fp16":
-        config = dataclasses.replace(config, precision="no")
-    config, accumulation = share_out(config, ranks=1)
-    stream = training_samples(
-        open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=accumulation
-    )
-    model = build_bare_model(config).to(device)
+    config, accumulation = prepared(config, device)
+    with device:
+        model = build_bare_model(config)
+    if compile_with is not None:
+        for module in (*model.pretrained.blocks, model.depth_head):
+            module.compile(backend=compile_with, dynamic=False)
     optimizer = make_optimizer(model, config.optim, device)
     ema = Ema(model, config.optim.ema)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
     clock = StageClock(device)
+    timed = []
+    with training_batches(config, device, clock.enter) as next_batch:
+        for number in tqdm(range(WARM_UP + steps), desc="steps", disable=None, leave=False):
+            take_step(
+                model,
+                optimizer,
+                config,
+                next_batch,
+                micro_steps=accumulation,
+                enter=clock.enter,
+                scaler=scaler,
+            )
+            ema.update(number + 1)
+            timed.append(clock.finish())
+    return _summary(config, timed[WARM_UP:], device, peak_tflops)
 
+
+def prepared(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, int]:
+    """A configuration as one device trains it, and its micro-batches per step."""
+    if device.type == "cpu" and config.precision == "fp16":
+        config = dataclasses.replace(config, precision="no")
+    return share_out(config, ranks=1)
+
+
+@contextmanager
+def training_batches(
+    config: TrainConfig, device: torch.device, enter: Callable[[str], None] = lambda _: None
+) -> Iterator[NextBatch]:
+    """Micro-batches of a training on one device, made as ``flatdepth.train`` makes them.
+
+    Args:
+        config: as ``prepared`` gives it.
+        enter: told data wait, to device, paste and photometric as they begin.
+    """
+    accumulation = config.batch // config.micro_batch
+    stream = training_samples(
+        open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=accumulation
+    )
+    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+
+    @torch.no_grad()
     def next_batch() -> tuple[Tensor, Tensor, Tensor]:
-        clock.enter("data wait")
+        enter("data wait")
         samples = next(stream)
-        clock.enter("to device")
+        enter("to device")
         batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
-        clock.enter("paste")
+        enter("paste")
         batch = paste(batch, plans, depth_range_m=depth_range_m)
-        clock.enter("photometric")
+        enter("photometric")
         image = photometric(batch.image, factors)
         return image, batch.depth_m, loss_weight(batch, config.loss)
 
-    timed = []
-    for number in tqdm(range(WARM_UP + steps), desc="steps", disable=None, leave=False):
-        take_step(
-            model,
-            optimizer,
-            config,
-            next_batch,
-            micro_steps=accumulation,
-            enter=clock.enter,
-            scaler=scaler,
-        )
-        ema.update(number + 1)
-        timed.append(clock.finish())
-    stream.close()
-    return _summary(config, timed[WARM_UP:], device, peak_tflops)
+    with closing(stream):
+        yield next_batch
 
 
 def _summary(

@@ -115,7 +115,7 @@ def start(config: TrainConfig, log: Path) -> BaseProcess:
     Args:
         log: file that what it prints is appended to.
     """
-    process = CONTEXT.Process(target=_train, args=(config, log))
+    process = CONTEXT.Process(target=train_into_log, args=(config, log))
     process.start()
     return process
 
@@ -146,7 +146,8 @@ def fingerprint(run: Path) -> dict[str, object]:
     }
 
 
-def _train(config: TrainConfig, log: Path) -> None:
+def train_into_log(config: TrainConfig, log: Path) -> None:
+    """Train and exit as ``train.py`` does; what it prints goes to the end of ``log``."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

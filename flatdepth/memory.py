@@ -49,6 +49,9 @@ BLOCK = 512
 CONTEXT_BYTES = GIB // 2
 """Rough size of a CUDA context with the kernels of one process; it depends on GPU and driver."""
 
+NextBatch = Callable[[], tuple[Tensor, Tensor, Tensor]]
+"""Gives image, truth in metres and weight of a micro-batch."""
+
 MARGIN = 0.05
 """Share of the simulated peak to leave for what the simulation does not count."""
 
@@ -265,8 +268,13 @@ class Measurement:
     cap: int | None
 
 
-def measure(config: TrainConfig, cap: int | None = None) -> Measurement:
+def measure(
+    config: TrainConfig, cap: int | None = None, next_batch: NextBatch | None = None
+) -> Measurement:
     """Train and validate on the GPU, with the allocator limited to ``cap`` bytes.
+
+    Args:
+        next_batch: gives the micro-batches; None takes such without content.
 
     Raises:
         UserError: the GPU is smaller than ``cap``, or the steps need more.
@@ -279,23 +287,7 @@ def measure(config: TrainConfig, cap: int | None = None) -> Measurement:
         torch.cuda.set_per_process_memory_fraction(cap / total, device)
     torch.cuda.reset_peak_memory_stats(device)
     with out_of_memory_advised(config, cap):
-        model = build_bare_model(config).to(device)
-        optimizer = make_optimizer(model, config.optim, device)
-        ema = Ema(model, config.optim.ema)
-        # At a scale of 1 nothing overflows, so both steps are taken and the state is made.
-        scaler = torch.amp.GradScaler("cuda", init_scale=1.0, enabled=config.precision == "fp16")
-        for _ in range(2):
-            take_step(
-                model,
-                optimizer,
-                config,
-                partial(_empty_batch, config, device),
-                micro_steps=_micro_steps(config),
-                enter=lambda _: None,
-                scaler=scaler,
-            )
-            ema.update(1)
-        validate_once(model, config, device)
+        train_shortly(config, device, next_batch)
     free, _ = torch.cuda.mem_get_info(device)
     return Measurement(
         allocated=torch.cuda.max_memory_allocated(device),
@@ -303,6 +295,31 @@ def measure(config: TrainConfig, cap: int | None = None) -> Measurement:
         device=total - free,
         cap=cap,
     )
+
+
+def train_shortly(
+    config: TrainConfig, device: torch.device, next_batch: NextBatch | None = None
+) -> None:
+    """Two optimiser steps and one batch of validation, with random weights."""
+    with device:
+        model = build_bare_model(config)
+    optimizer = make_optimizer(model, config.optim, device)
+    ema = Ema(model, config.optim.ema)
+    # At a scale of 1 nothing overflows, so both steps are taken and the state is made.
+    fp16 = config.precision == "fp16"
+    scaler = torch.amp.GradScaler(device.type, init_scale=1.0, enabled=fp16)
+    for _ in range(2):
+        take_step(
+            model,
+            optimizer,
+            config,
+            next_batch or partial(_empty_batch, config, device),
+            micro_steps=_micro_steps(config),
+            enter=lambda _: None,
+            scaler=scaler,
+        )
+        ema.update(1)
+    validate_once(model, config, device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -546,13 +563,13 @@ def take_step(
     model: DepthAnythingV2,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
-    next_batch: Callable[[], tuple[Tensor, Tensor, Tensor]],
+    next_batch: NextBatch,
     *,
     micro_steps: int,
     enter: Callable[[str], None],
     scaler: torch.amp.GradScaler | None = None,
-) -> None:
-    """One optimiser step as ``flatdepth.train`` takes it, without accelerate.
+) -> Tensor:
+    """One optimiser step as ``flatdepth.train`` takes it, without accelerate; returns its loss.
 
     Args:
         next_batch: gives image, truth in metres and weight of a micro-batch.
@@ -561,6 +578,7 @@ def take_step(
         scaler: of fp16 gradients.
     """
     scaler = scaler or torch.amp.GradScaler(enabled=False)
+    total = torch.zeros(())
     for _ in range(micro_steps):
         image, truth_m, weight = next_batch()
         enter("forward")
@@ -568,14 +586,17 @@ def take_step(
             prediction = model(image)
         enter("loss")
         losses = depth_loss(model.kind, prediction, truth_m, weight, config.loss)
+        loss = losses.mean() / micro_steps
         enter("backward")
-        scaler.scale(losses.mean() / micro_steps).backward()
+        scaler.scale(loss).backward()
+        total = total.to(loss.device) + loss.detach()
     enter("optimiser")
     scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=False)
+    return total
 
 
 @torch.no_grad()

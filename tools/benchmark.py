@@ -4,14 +4,16 @@ python tools/benchmark.py paste [--batch 4] [--size 518] [--rounds 20]      the 
 python tools/benchmark.py memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of a training
 python tools/benchmark.py step [--steps 10] [--config FILE]                 stages of its steps
 python tools/benchmark.py loader [--samples 128] [--config FILE]            reading and decoding
+python tools/benchmark.py gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
 memory, step and loader take every option of train.py too, and the quickstart's without any.
---out FILE.json writes the figures.
+--out FILE.json writes the figures; gpu, which docs/gpu.md explains, always writes them.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -25,7 +27,8 @@ from flatdepth.errors import UserError, run_command
 from flatdepth.optim import import_extra
 
 PROG = "benchmark.py"
-QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+REPOSITORY = Path(__file__).resolve().parents[1]
+QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,12 +38,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {PROG} --help")
 
 
-def main() -> None:
+def main() -> int:
     """Parse the command line and run one benchmark."""
     chosen, others = options().parse_known_args(sys.argv[1:])
+    if chosen.command in ("paste", "gpu") and others:
+        raise UserError(f"unknown option {others[0]}; see {PROG} {chosen.command} --help")
+    if chosen.command == "gpu":
+        return run_gpu(chosen)
     if chosen.command == "paste":
-        if others:
-            raise UserError(f"unknown option {others[0]}; see {PROG} paste --help")
         figures = run_paste(chosen)
     else:
         arguments = others or [f"--config={QUICKSTART}"]
@@ -49,6 +54,7 @@ def main() -> None:
         figures = run(chosen, config)
     if chosen.out:
         chosen.out.write_text(json.dumps(figures, indent=1))
+    return 0
 
 
 def positive(text: str) -> int:
@@ -76,6 +82,7 @@ def options() -> Parser:
         "memory": "GPU memory of a training, measured on CUDA, else simulated",
         "step": "stages of an optimiser step",
         "loader": "the loader against decoding alone and against WebDataset + DataLoader",
+        "gpu": "everything that needs a GPU, the most important first, each in its own process",
     }
     subs = {
         name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -83,6 +90,7 @@ def options() -> Parser:
     }
     for sub in subs.values():
         sub.add_argument("--out", type=Path, help="write the figures as JSON")
+    subs["gpu"].set_defaults(out=Path("gpu.json"))
     subs["paste"].add_argument("--batch", type=positive, default=4, help="images per batch")
     subs["paste"].add_argument(
         "--size", type=positive, default=518, help="height and width in pixels"
@@ -116,7 +124,54 @@ def options() -> Parser:
         default=4.0,
         help="images/s of the training whose waiting is measured (about ViT-L on a laptop's GPU)",
     )
+    gpu = subs["gpu"]
+    gpu.add_argument("--minutes", type=positive, default=8, help="time for all parts together")
+    gpu.add_argument("--dry", action="store_true", help="the same list at tiny sizes on the CPU")
+    gpu.add_argument(
+        "--shards",
+        type=Path,
+        default=REPOSITORY / "shards",
+        help="directory of demo_rooms and demo_pictures, which are packed if they are missing",
+    )
+    gpu.add_argument(
+        "--wheels",
+        type=Path,
+        metavar="DIR",
+        help="instead: download what a machine without network lacks (docs/gpu.md)",
+    )
     return parser
+
+
+def run_gpu(chosen: argparse.Namespace) -> int:
+    """Everything that needs a GPU; 1 if a part failed."""
+    if chosen.wheels is not None:
+        from flatdepth.gpu_check.wheels import download
+
+        print(download(REPOSITORY / "pyproject.toml", chosen.wheels), end="")
+        return 0
+    from flatdepth.demo import DEMO_SETS, ensure_demo
+    from flatdepth.gpu_check.plan import PARTS
+    from flatdepth.gpu_check.rows import table
+    from flatdepth.gpu_check.runner import run_parts
+    from flatdepth.gpu_check.settings import Settings
+
+    if not chosen.dry and not torch.cuda.is_available():
+        raise UserError("gpu needs a CUDA GPU; --dry runs the same list at tiny sizes on a CPU")
+    if chosen.out.exists():
+        raise UserError(f"{chosen.out} exists; move it away, or name another file with --out")
+    for name in DEMO_SETS:
+        ensure_demo(str(chosen.shards / name))
+    work = Path(tempfile.mkdtemp(prefix="flatdepth-gpu-"))
+    settings = Settings(
+        configs=REPOSITORY / "configs",
+        shards=chosen.shards.resolve(),
+        work=work,
+        dry=chosen.dry,
+    )
+    print(f"{chosen.minutes} minutes at most; results in {chosen.out}, logs in {work}", flush=True)
+    rows = run_parts(PARTS, settings, seconds=60.0 * chosen.minutes, out=chosen.out)
+    print(table(rows))
+    return int(any(row.status == "failed" for row in rows))
 
 
 def run_paste(chosen: argparse.Namespace) -> dict[str, object]:
