@@ -177,6 +177,7 @@ def test_the_tool_prints_and_writes_figures(
         (["paste", "--bach", "2"], "unknown option --bach; see benchmark.py paste --help"),
         (["step", "--steps", "0"], "--steps: expected a whole number above 0, got '0'"),
         (["memory", "--fit", "8"], "expected an amount of memory such as 8GiB, got '8'"),
+        (["gpu", "--minuets", "2"], "unknown option --minuets; see benchmark.py gpu --help"),
         (["loader", "--rounds", "many"], "--rounds: expected a whole number above 0, got 'many'"),
         (["step", "--optim.learning_rate", "1"], "optim.learning_rate"),
         ([], "command"),

@@ -62,9 +62,12 @@ def number(value: float | None) -> str:
     """A figure with four significant digits; empty for None."""
     if value is None:
         return ""
-    if not math.isfinite(value) or (value == round(value) and abs(value) < 1e6):
-        return f"{value:.0f}" if math.isfinite(value) else str(value)
-    return f"{value:#.4g}".rstrip(".") if 1e-3 <= abs(value) < 1e6 else f"{value:.2e}"
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size < 1e6 and (value == round(value) or size >= 1e4):
+        return f"{value:.0f}"
+    return f"{value:#.4g}".rstrip(".") if 1e-3 <= size < 1e4 else f"{value:.2e}"
 
 
 def table(rows: Sequence[Row]) -> str:

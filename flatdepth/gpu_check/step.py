@@ -20,6 +20,8 @@ KERNELS = 15
 
 def step_config(settings: Settings, encoder: str, micro_batch: int, precision: str) -> TrainConfig:
     """Sixteen images of 518 x 518 per step; ViT-L one by one as on 8 GB, else no checkpointing."""
+    if settings.dry:
+        micro_batch = min(micro_batch, 4)
     return settings.config(
         f"{encoder}_{'8gb' if encoder == 'vitl' else 'indoor'}",
         batch=max(2, micro_batch) if settings.dry else 16,

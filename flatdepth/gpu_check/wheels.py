@@ -28,7 +28,7 @@ PRESENT = (
 """What the machine has, each with its own dependencies."""
 
 EXTRAS = ("8bit",)
-BUILD = "setuptools"
+BUILD = "setuptools>=77"
 """Builds flatdepth itself there; a virtual environment of Python 3.12 has none."""
 
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64")
@@ -53,11 +53,11 @@ def missing(pyproject: Path) -> list[str]:
     present = _closure((name, frozenset()) for name in PRESENT)
     names = sorted({name for name, _ in wanted} - {name for name, _ in present})
     try:
-        return [f"{name}=={version(name)}" for name in (*names, BUILD)]
+        return [f"{name}=={version(name)}" for name in names] + [BUILD]
     except PackageNotFoundError as error:
         raise UserError(
             f"--wheels takes the versions that are installed here, and {error.name} is not; "
-            "pip install -e '.[test]' setuptools"
+            "pip install -e '.[test]'"
         ) from error
 
 
