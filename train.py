@@ -8,9 +8,8 @@ python train.py --help                                  every knob
 import sys
 from pathlib import Path
 
-from flatdepth.cli import parse_config
+from flatdepth.cli import parse_config, run_command
 from flatdepth.config import TrainConfig
-from flatdepth.errors import run_command
 
 QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 
@@ -18,7 +17,7 @@ QUICKSTART = Path(__file__).parent / "configs" / "quickstart.yaml"
 def main() -> None:
     arguments = sys.argv[1:] or [f"--config={QUICKSTART}"]
     config = parse_config(TrainConfig, arguments, prog="train.py", description=__doc__)
-    from flatdepth.train import train
+    from flatdepth.training.loop import train
 
     train(config)
 

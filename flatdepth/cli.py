@@ -1,9 +1,14 @@
-"""Command lines built from configuration dataclasses by jsonargparse."""
+"""What every command has: options from configuration dataclasses, its end, memory, versions."""
 
 import argparse
+import ctypes
 import difflib
+import errno
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import TypeVar
 
 from jsonargparse import (
@@ -16,6 +21,31 @@ from jsonargparse import (
 from flatdepth.errors import UserError
 
 Config = TypeVar("Config")
+
+
+PACKAGES = ("flatdepth", "torch", "accelerate", "kornia", "numpy")
+
+_REFUSALS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+)
+
+KEEP_BYTES = 1 << 28
+"""Free memory at the top of a heap that is kept for the next arrays; there is a heap per thread."""
+
+LARGEST_KEPT_BYTES = 1 << 25
+"""Larger arrays go back to the system when they are freed. glibc allows no more than this."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -77,3 +107,43 @@ def _one_sentence(message: str, keys: Sequence[str], prog: str) -> str:
         if near:
             return f"{text}; did you mean '{leaves[near[0]]}'?"
     return f"{text}; see {prog} --help"
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a command line's ``main`` and exit; a ``UserError`` becomes one line and exit code 2.
+
+    So does a file or directory that the user named and that cannot be written or read.
+    """
+    keep_freed_memory()
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.errno not in _REFUSALS or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; name another place", file=sys.stderr)
+        code = 2
+    sys.exit(code or 0)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep what arrays free instead of giving it back at once; elsewhere do nothing.
+
+    Images and depth maps come and go at a rate at which the system's clearing of their pages takes
+    longer than decoding them. What the user has set in the environment stays as it is.
+
+    Source: mallopt(3), Linux man-pages.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in _SETTINGS):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, KEEP_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that the numbers depend on."""
+    return {name: version(name) for name in PACKAGES}

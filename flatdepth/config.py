@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from flatdepth.errors import UserError
-from flatdepth.metrics import METRICS, REGIONS
+from flatdepth.types import METRICS, REGIONS
 
 PATCH = 14
 

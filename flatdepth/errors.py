@@ -1,23 +1,7 @@
 """The two kinds of trouble a user can cause. Everything else is a bug and keeps its traceback."""
 
-import errno
-import sys
-from collections.abc import Callable
-
-from flatdepth.malloc import keep_freed_memory
-
-_REFUSALS = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENAMETOOLONG,
-)
+import importlib
+from types import ModuleType
 
 
 class UserError(Exception):
@@ -46,20 +30,21 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return any(sign in str(error) for sign in ("out of memory", "_ALLOC_FAILED"))
 
 
-def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command line's ``main`` and exit; a ``UserError`` becomes one line and exit code 2.
+def import_extra(package: str, wanted_by: str, extra: str | None = None) -> ModuleType:
+    """Import an optional dependency.
 
-    So does a file or directory that the user named and that cannot be written or read.
+    Args:
+        package: its name.
+        wanted_by: the configuration key and value that need it, for the message.
+        extra: the extra of flatdepth that installs it; None if none does.
+
+    Raises:
+        UserError: the package is missing or does not import.
     """
-    keep_freed_memory()
     try:
-        code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        if error.errno not in _REFUSALS or error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}; name another place", file=sys.stderr)
-        code = 2
-    sys.exit(code or 0)
+        return importlib.import_module(package)
+    except ImportError as error:
+        wanted = package if extra is None else f"'flatdepth[{extra}]'"
+        raise UserError(
+            f"{wanted_by} needs the package {package} ({error}); pip install {wanted}"
+        ) from error

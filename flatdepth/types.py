@@ -44,6 +44,46 @@ class Region(IntEnum):
     DECOY = 4
 
 
+METRICS_FORMAT = 1
+"""Version of the ``metrics.json`` of a run."""
+
+METRICS: tuple[str, ...] = (
+    "abs_rel",
+    "sq_rel",
+    "rmse",
+    "rmse_log",
+    "log10",
+    "silog",
+    "mae",
+    "delta1",
+    "delta2",
+    "delta3",
+    "delta105",
+)
+"""Columns of ``judge.metrics.image_metrics``."""
+
+BETTER: dict[str, Literal["lower", "higher"]] = {
+    "abs_rel": "lower",
+    "sq_rel": "lower",
+    "rmse": "lower",
+    "rmse_log": "lower",
+    "log10": "lower",
+    "silog": "lower",
+    "mae": "lower",
+    "delta1": "higher",
+    "delta2": "higher",
+    "delta3": "higher",
+    "delta105": "higher",
+    "ssim": "higher",
+    "flatness_residual": "lower",
+    "plane_normal_angle_deg": "lower",
+    "illusion_gap": "lower",
+}
+
+REGIONS: tuple[str, ...] = ("clean", "background", "mirror", "art", "frame", "decoy", "flat")
+"""Names that ``judge.metrics.region_masks`` gives and ``RegionTable`` takes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthCodes:
     """Depth as the source stored it, bit for bit, with what the codes mean.

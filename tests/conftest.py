@@ -10,8 +10,8 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 
-from flatdepth.pack import pack
-from flatdepth.readers.rooms import PicturesReader, RoomsReader
+from flatdepth.data.pack import pack
+from flatdepth.data.readers.rooms import PicturesReader, RoomsReader
 
 REPOSITORY = Path(__file__).parents[1]
 

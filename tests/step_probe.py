@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-import flatdepth.train as loop
-from flatdepth import runlog
+import flatdepth.training.loop as loop
 from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.errors import UserError
-from flatdepth.launch import use_autocast_alone
+from flatdepth.training import runlog
+from flatdepth.training.launch import use_autocast_alone
 from flatdepth.types import Batch
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flatdepth.augment.composite import paste, stack_plans
-from flatdepth.augment.content import Sources, make_content
-from flatdepth.augment.layout import plan_pastes
+from flatdepth.augment.draw.composite import paste, stack_plans
+from flatdepth.augment.draw.content import Sources, make_content
+from flatdepth.augment.plan.coarse import thin_view
+from flatdepth.augment.plan.layout import plan_pastes
 from flatdepth.augment.rng import Draws
-from flatdepth.augment.thin import thin_view
 from flatdepth.config import ContentShares, LayoutShares, PasteConfig, ShapeShares
 from flatdepth.geometry import View, pixel_rays
 from flatdepth.types import Batch, Frame, Region

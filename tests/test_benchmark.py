@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatdepth import benchmark_loader, benchmark_step
-from flatdepth.benchmark import compare, table
-from flatdepth.benchmark_loader import CLEAN, DECODING, PASTED, WEBDATASET, measure_loader
-from flatdepth.benchmark_step import StageClock, known_peak_tflops, measure_steps, step_text
+from flatdepth.bench import loader as benchmark_loader
+from flatdepth.bench import step as benchmark_step
+from flatdepth.bench.loader import CLEAN, DECODING, PASTED, WEBDATASET, measure_loader
+from flatdepth.bench.step import StageClock, known_peak_tflops, measure_steps, step_text
+from flatdepth.bench.timing import compare, table
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.corpus import open_corpus
+from flatdepth.data.frames import open_corpus
 from flatdepth.errors import UserError
-from flatdepth.memory import count_flops
+from flatdepth.training.memory import count_flops
 from tests.conftest import REPOSITORY, TinySets
 
 CPU = torch.device("cpu")

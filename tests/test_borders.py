@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flatdepth.borders import WAYS, Patches, classify, gather, patch_sheet
+from flatdepth.bench.borders import WAYS, Patches, classify, gather, patch_sheet
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError

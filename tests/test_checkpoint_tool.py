@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-from flatdepth.errors import run_command
+from flatdepth.cli import run_command
 from flatdepth.models.checkpoint import open_model, save_weights
 from flatdepth.models.depth_anything import UNUSED, DepthAnythingV2, Kind
 from tests.conftest import REPOSITORY

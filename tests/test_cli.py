@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flatdepth.cli import parse_config
+from flatdepth.cli import parse_config, run_command
 from flatdepth.config import TrainConfig
-from flatdepth.errors import UserError, run_command
+from flatdepth.errors import UserError
 from tests.conftest import REPOSITORY, TinySets
 
 

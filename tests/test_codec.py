@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flatdepth.errors import BadFrame
-from flatdepth.shards.codec import (
+from flatdepth.data.shards.codec import (
     MAX_PIXELS,
     decode_depth,
     decode_frame,
@@ -27,6 +26,7 @@ from flatdepth.shards.codec import (
     encode_depth,
     encode_log_u16,
 )
+from flatdepth.errors import BadFrame
 from flatdepth.types import DepthCodes, RawFrame
 
 HYPERSIM = (

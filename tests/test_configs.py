@@ -10,11 +10,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.launch import share_out
-from flatdepth.lora import add_lora
 from flatdepth.models import depth_anything
 from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, freeze
-from flatdepth.optim import make_optimizer
+from flatdepth.models.lora import add_lora
+from flatdepth.training.launch import share_out
+from flatdepth.training.optim import make_optimizer
 from tests.conftest import REPOSITORY
 
 FILES = sorted((REPOSITORY / "configs").glob("*.yaml"))

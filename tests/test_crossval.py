@@ -12,15 +12,23 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flatdepth import crossval
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.corpus import open_corpus
-from flatdepth.crossval import Fold, chart, dataset_folds, k_folds, render, scene_folds, spreads
+from flatdepth.data.frames import open_corpus
+from flatdepth.data.pack import pack
+from flatdepth.data.readers.rooms import RoomsReader
 from flatdepth.errors import UserError
-from flatdepth.pack import pack
-from flatdepth.readers.rooms import RoomsReader
-from flatdepth.train import train
+from flatdepth.judge import crossval
+from flatdepth.judge.crossval import (
+    Fold,
+    chart,
+    dataset_folds,
+    k_folds,
+    render,
+    scene_folds,
+    spreads,
+)
+from flatdepth.training.loop import train
 from tests.conftest import REPOSITORY, TinySets
 
 SCENES, FRAMES = 5, 15

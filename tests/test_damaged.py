@@ -29,12 +29,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from flatdepth.data.pack import pack, verify
+from flatdepth.data.readers.art import ArtReader
+from flatdepth.data.readers.rooms import RoomsReader
+from flatdepth.data.shards import INDEX_NAME
+from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
-from flatdepth.pack import pack, verify
-from flatdepth.readers.art import ArtReader
-from flatdepth.readers.rooms import RoomsReader
-from flatdepth.shards import INDEX_NAME
-from flatdepth.shards.read import ShardSet
 from tests.conftest import REPOSITORY
 from tests.test_predict import command, run
 
@@ -370,8 +370,8 @@ def test_memory_is_bounded_whatever_a_header_announces(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from flatdepth.pack import pack
-from flatdepth.readers.art import ArtReader
+from flatdepth.data.pack import pack
+from flatdepth.data.readers.art import ArtReader
 from tests.test_predict import run
 def peak():
     unit = 1 if sys.platform == "linux" else 1024

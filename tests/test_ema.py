@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatdepth.ema import Ema
+from flatdepth.training.ema import Ema
 
 
 def one_weight(value: float) -> nn.Linear:

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from flatdepth.augment.composite import paste
+from flatdepth.augment.draw.composite import paste
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.corpus import open_corpus
+from flatdepth.data.frames import open_corpus
+from flatdepth.data.loader import Sample, to_device
+from flatdepth.data.shards.codec import decode_frame
+from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
-from flatdepth.judge import Request, load_sample, open_pictures, open_subsets, paste_owner
-from flatdepth.loader import Sample, to_device
-from flatdepth.metrics import METRICS, image_metrics, region_masks
+from flatdepth.judge.metrics import image_metrics, region_masks
+from flatdepth.judge.protocol import PROTOCOLS
+from flatdepth.judge.scoring import Request, load_sample, open_pictures, open_subsets, paste_owner
 from flatdepth.models.checkpoint import save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2, Kind
-from flatdepth.protocol import PROTOCOLS
-from flatdepth.shards.codec import decode_frame
-from flatdepth.shards.read import ShardSet
-from flatdepth.types import Batch, Region
+from flatdepth.types import METRICS, Batch, Region
 from tests.conftest import REPOSITORY, TinySets
 
 RANGE_M = PROTOCOLS["none"].range_m

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from flatdepth.bench.gpu import wheels
+from flatdepth.bench.gpu.plan import PARTS
+from flatdepth.bench.gpu.rows import Row, at_least, at_most, figure, number, summary, table
+from flatdepth.bench.gpu.runner import Part, log_of, run_parts
+from flatdepth.bench.gpu.settings import Settings
 from flatdepth.errors import UserError
-from flatdepth.gpu_check import wheels
-from flatdepth.gpu_check.plan import PARTS
-from flatdepth.gpu_check.rows import Row, at_least, at_most, figure, number, summary, table
-from flatdepth.gpu_check.runner import Part, log_of, run_parts
-from flatdepth.gpu_check.settings import Settings
 from tests.conftest import REPOSITORY, TinySets
 
 

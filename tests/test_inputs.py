@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from flatdepth.errors import BadFrame, UserError
-from flatdepth.inputs import Input, find_inputs, focal_from_exif, open_photo, printable
+from flatdepth.predict.inputs import Input, find_inputs, focal_from_exif, open_photo, printable
 
 pillow_heif.register_heif_opener()
 

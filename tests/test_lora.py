@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flatdepth.errors import UserError
-from flatdepth.lora import add_lora, merged
 from flatdepth.models.depth_anything import UNUSED, DepthAnythingV2, freeze
+from flatdepth.models.lora import add_lora, merged
 
 
 def network() -> DepthAnythingV2:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from flatdepth.config import LossConfig, ModelConfig, TrainConfig
 from flatdepth.errors import UserError
-from flatdepth.losses import (
+from flatdepth.training.losses import (
     EQUAL_RATIO,
     MIN_RELIEF,
     _pair_offsets,

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from flatdepth import memory
 from flatdepth.cli import parse_config
 from flatdepth.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from flatdepth.ema import Ema
 from flatdepth.errors import UserError
-from flatdepth.memory import (
+from flatdepth.models.depth_anything import ENCODERS
+from flatdepth.training import memory
+from flatdepth.training.ema import Ema
+from flatdepth.training.memory import (
     BLOCK,
     CONTEXT_BYTES,
     GIB,
@@ -34,8 +35,7 @@ from flatdepth.memory import (
     simulate,
     take_step,
 )
-from flatdepth.models.depth_anything import ENCODERS
-from flatdepth.optim import make_optimizer
+from flatdepth.training.optim import make_optimizer
 from tests.conftest import REPOSITORY
 
 CPU = torch.device("cpu")

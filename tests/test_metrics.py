@@ -14,10 +14,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from flatdepth.metrics import (
-    BETTER,
-    METRICS,
-    REGIONS,
+from flatdepth.judge.metrics import (
     RegionTable,
     bootstrap_means,
     flatness_residual,
@@ -28,7 +25,7 @@ from flatdepth.metrics import (
     region_masks,
     ssim_map,
 )
-from flatdepth.types import Region
+from flatdepth.types import BETTER, METRICS, REGIONS, Region
 
 SEEDS = st.integers(0, 2**32 - 1)
 RANGE = {"min_m": 1e-3, "max_m": 10.0}

@@ -12,10 +12,10 @@ import yaml
 import flatdepth
 from flatdepth.config import DataConfig, ModelConfig, SetConfig, TrainConfig
 from flatdepth.errors import UserError
-from flatdepth.modelcard import model_card, read_run, write_model_card
+from flatdepth.models.card import model_card, read_run, write_model_card
 from flatdepth.models.checkpoint import save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
-from flatdepth.runlog import FORMAT
+from flatdepth.types import METRICS_FORMAT as FORMAT
 
 OFFICIAL = "depth-anything/Depth-Anything-V2-Metric-Hypersim-Small/depth_anything_v2_metric.pth"
 

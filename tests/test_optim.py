@@ -12,7 +12,7 @@ from torch import Tensor
 from flatdepth.config import OptimConfig
 from flatdepth.errors import UserError
 from flatdepth.models.depth_anything import DepthAnythingV2, freeze
-from flatdepth.optim import make_optimizer
+from flatdepth.training.optim import make_optimizer
 
 CPU = torch.device("cpu")
 KINDS: tuple[Literal["adamw", "adam", "adamw8bit"], ...] = ("adamw", "adam", "adamw8bit")

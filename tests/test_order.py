@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatdepth.order import Order, permute, rank_positions, scene_split
+from flatdepth.data.order import Order, permute, rank_positions, scene_split
 
 
 @settings(deadline=None)

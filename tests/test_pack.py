@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flatdepth.errors import BadFrame, UserError, run_command
-from flatdepth.pack import check_frame, export, ls, merge, pack, part_name, verify
-from flatdepth.readers.base import Item, Listing
-from flatdepth.shards import INDEX_NAME
-from flatdepth.shards.codec import decode_frame, depth_metres
-from flatdepth.shards.read import ShardSet
-from flatdepth.shards.write import Output
+from flatdepth.cli import run_command
+from flatdepth.data.pack import check_frame, export, ls, merge, pack, part_name, verify
+from flatdepth.data.readers.base import Item, Listing
+from flatdepth.data.shards import INDEX_NAME
+from flatdepth.data.shards.codec import decode_frame, depth_metres
+from flatdepth.data.shards.read import ShardSet
+from flatdepth.data.shards.write import Output
+from flatdepth.errors import BadFrame, UserError
 from flatdepth.types import DepthCodes, RawFrame
 from tests.test_shards import K_PX, assert_same_frame, make_frame, write_set
 

@@ -9,16 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatdepth.augment.composite import paste, stack_plans
-from flatdepth.augment.content import Content, Opening, Sources, make_content
-from flatdepth.augment.layout import Paste, plan_pastes
-from flatdepth.augment.looks import Kind
+from flatdepth.augment.draw.composite import paste, stack_plans
+from flatdepth.augment.draw.content import Content, Opening, Sources, make_content
+from flatdepth.augment.draw.stylise import Style
+from flatdepth.augment.draw.texture import CHANNELS, draw_textures, look_row
+from flatdepth.augment.plan.appearance import Kind
+from flatdepth.augment.plan.coarse import ThinView, thin_view
+from flatdepth.augment.plan.layout import Paste, plan_pastes
+from flatdepth.augment.plan.sensor import sharpness_and_noise
 from flatdepth.augment.reference import paste_reference
 from flatdepth.augment.rng import Draws
-from flatdepth.augment.sensor import sharpness_and_noise
-from flatdepth.augment.stylise import Style
-from flatdepth.augment.texture import CHANNELS, draw_textures, look_row
-from flatdepth.augment.thin import ThinView, thin_view
 from flatdepth.config import ContentShares, LayoutShares, PasteConfig, PasteStage, ShapeShares
 from flatdepth.errors import UserError
 from flatdepth.geometry import Rectangle, View, edge_lines, pixel_rays, project, quad_area

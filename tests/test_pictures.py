@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flatdepth import pictures
-from flatdepth.pictures import (
+from flatdepth.show import pictures as pictures
+from flatdepth.show.pictures import (
     FLAT_COLOUR,
     REGION_COLOURS,
     SKY_COLOUR,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatdepth.geometry import pixel_rays, project
-from flatdepth.pointcloud import (
+from flatdepth.predict.pointcloud import (
     centred_pinhole,
     depth_edges,
     focal_from_fov,

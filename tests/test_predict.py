@@ -22,8 +22,8 @@ from torch import Tensor
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2, Kind
-from flatdepth.outputs import PngUnit, Prediction, depth_codes
-from flatdepth.predict import (
+from flatdepth.predict.outputs import PngUnit, Prediction, depth_codes
+from flatdepth.predict.predictor import (
     MOST_ASPECT,
     PredictOptions,
     Summary,
@@ -546,7 +546,7 @@ def test_a_name_too_long_for_outputs_is_named(tmp_path: Path) -> None:
 def test_large_pictures_come_last_and_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flatdepth.predict.LARGE_PIXELS", 30 * 40)
+    monkeypatch.setattr("flatdepth.predict.predictor.LARGE_PIXELS", 30 * 40)
     for number in range(6):
         photo(tmp_path / "in" / f"{number}.png", 30, 40 + number % 2, seed=number)
     model = Stub(brightness_as_depth)

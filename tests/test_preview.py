@@ -16,15 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import flatdepth.train as loop
+import flatdepth.training.loop as loop
 from flatdepth.cli import parse_config
 from flatdepth.config import PasteStage, TrainConfig
-from flatdepth.corpus import open_corpus
+from flatdepth.data.frames import open_corpus
+from flatdepth.data.loader import Sample, training_samples
 from flatdepth.errors import UserError
 from flatdepth.geometry import edge_lines, pixel_rays, project
-from flatdepth.loader import Sample, training_samples
-from flatdepth.pictures import UNKNOWN_COLOUR
-from flatdepth.preview import (
+from flatdepth.report.preview import (
     COLUMN_NAMES,
     Row,
     Seen,
@@ -35,6 +34,7 @@ from flatdepth.preview import (
     preview_sheet,
     seen_batches,
 )
+from flatdepth.show.pictures import UNKNOWN_COLOUR
 from flatdepth.types import Batch, Region
 from tests.conftest import REPOSITORY, TinySets
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flatdepth.errors import UserError
-from flatdepth.protocol import (
+from flatdepth.judge.protocol import (
     ALIGNMENTS,
     FITS,
     PROTOCOLS,

@@ -18,14 +18,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from flatdepth.data.readers import ArtReader, FolderReader, HypersimReader, NyuReader, VKitti2Reader
+from flatdepth.data.readers.base import Item, Reader
+from flatdepth.data.readers.files import Tree, make_key
+from flatdepth.data.readers.folder import _in_time
+from flatdepth.data.readers.hypersim import read_cameras, sensor_intrinsics, tone_map
+from flatdepth.data.shards import is_key
+from flatdepth.data.shards.codec import decode_frame, decode_image, depth_metres
 from flatdepth.errors import BadFrame, UserError
-from flatdepth.readers import ArtReader, FolderReader, HypersimReader, NyuReader, VKitti2Reader
-from flatdepth.readers.base import Item, Reader
-from flatdepth.readers.files import Tree, make_key
-from flatdepth.readers.folder import _in_time
-from flatdepth.readers.hypersim import read_cameras, sensor_intrinsics, tone_map
-from flatdepth.shards import is_key
-from flatdepth.shards.codec import decode_frame, decode_image, depth_metres
 
 DATA = Path(__file__).parent / "data"
 HYPERSIM_DEPTH = Path("images/scene_cam_00_geometry_hdf5/frame.0000.depth_meters.hdf5")

@@ -11,12 +11,12 @@ import torch
 
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.corpus import open_corpus
+from flatdepth.data.frames import open_corpus
+from flatdepth.data.loader import training_samples
+from flatdepth.data.shards import read
+from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
-from flatdepth.loader import training_samples
-from flatdepth.shards import read
-from flatdepth.shards.read import ShardSet
-from flatdepth.train import make_training_batch
+from flatdepth.training.loop import make_training_batch
 from flatdepth.types import Batch
 from tests.conftest import TinySets
 

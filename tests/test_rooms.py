@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from flatdepth.data.readers.base import Reader
+from flatdepth.data.readers.rooms import PicturesReader, RoomsReader
+from flatdepth.data.shards.codec import decode_frame
 from flatdepth.errors import UserError
-from flatdepth.readers.base import Reader
-from flatdepth.readers.rooms import PicturesReader, RoomsReader
 from flatdepth.rooms.bodies import Block, Body
 from flatdepth.rooms.camera import Camera
 from flatdepth.rooms.colour import decode_srgb, encode_srgb
@@ -29,7 +30,6 @@ from flatdepth.rooms.scene import Emitter, Scene, Sky
 from flatdepth.rooms.shade import shade
 from flatdepth.rooms.styles import STYLES
 from flatdepth.rooms.surfaces import Ball, Coat, Drum, Quad, Surface
-from flatdepth.shards.codec import decode_frame
 from flatdepth.types import Frame
 
 EAST, NORTH, UP = np.eye(3)
@@ -265,7 +265,7 @@ def test_another_process_and_order_give_the_same_bits(
     pairs = [(2, 3), (0, 1), (2, 0)]
     code = (
         "import hashlib, json\n"
-        "from flatdepth.readers.rooms import render_room\n"
+        "from flatdepth.data.readers.rooms import render_room\n"
         f"frames = [render_room(7, s, f, *{SMALL}) for s, f in {pairs}]\n"
         "print(json.dumps([hashlib.sha256(f.image.tobytes() + f.depth_m.tobytes()).hexdigest()"
         " for f in frames]))"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatdepth.schedule import lr_factor
+from flatdepth.training.schedule import lr_factor
 
 Kind = Literal["constant", "polynomial", "cosine", "cyclic"]
 FALLING = ("constant", "polynomial", "cosine")

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from flatdepth.data.shards import INDEX_NAME, Index, is_key
+from flatdepth.data.shards import read as read_module
+from flatdepth.data.shards.codec import decode_depth, depth_meta
+from flatdepth.data.shards.read import ShardSet
+from flatdepth.data.shards.write import Output, SetWriter, Skip, encode_sample
 from flatdepth.errors import BadFrame, UserError
-from flatdepth.shards import INDEX_NAME, Index, is_key
-from flatdepth.shards import read as read_module
-from flatdepth.shards.codec import decode_depth, depth_meta
-from flatdepth.shards.read import ShardSet
-from flatdepth.shards.write import Output, SetWriter, Skip, encode_sample
 from flatdepth.types import DepthCodes, RawFrame
 
 K_PX = np.array([[30.0, 0.5, 8.25], [0.0, 31.0, 6.0], [0.0, 0.0, 1.0]])

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from PIL import Image
 from torch import Tensor
 
-from flatdepth.augment.stylise import Style, posterise, sketch, smooth, stylise
+from flatdepth.augment.draw.stylise import Style, posterise, sketch, smooth, stylise
 from tests.conftest import REPOSITORY
 
 DATA = REPOSITORY / "tests" / "data"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatdepth.tiles import Tile, align, blend, tiles_of
+from flatdepth.predict.tiles import Tile, align, blend, tiles_of
 
 SIDES = st.integers(1, 300)
 

@@ -24,28 +24,35 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import AutocastKwargs, DistributedType
 from safetensors.torch import load_file
 
-import flatdepth.train as loop
-from flatdepth import crash, launch, runlog, stop
+import flatdepth.training.loop as loop
+from flatdepth.bench import crash
 from flatdepth.cli import parse_config
 from flatdepth.config import DataConfig, LossConfig, SetConfig, TrainConfig
-from flatdepth.corpus import Corpus, open_corpus
+from flatdepth.data.frames import Corpus, open_corpus
+from flatdepth.data.loader import in_order, training_samples
+from flatdepth.data.pack import pack
+from flatdepth.data.readers.rooms import RoomsReader
 from flatdepth.errors import UserError
-from flatdepth.evaluate import align_inverse_depth, evaluate
-from flatdepth.launch import share_out
-from flatdepth.loader import in_order, training_samples
-from flatdepth.losses import depth_loss
+from flatdepth.judge.validation import align_inverse_depth, evaluate
 from flatdepth.models.checkpoint import load_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
-from flatdepth.optim import make_optimizer
-from flatdepth.pack import pack
-from flatdepth.readers.rooms import RoomsReader
-from flatdepth.report import write_report
-from flatdepth.state import Progress, count_step, newest_checkpoint, save_checkpoint, update_best
-from flatdepth.train import (
+from flatdepth.show.run_page import write_report
+from flatdepth.training import launch, runlog, stop
+from flatdepth.training.launch import share_out
+from flatdepth.training.loop import (
     build_model,
     loss_weight,
     make_training_batch,
     train,
+)
+from flatdepth.training.losses import depth_loss
+from flatdepth.training.optim import make_optimizer
+from flatdepth.training.state import (
+    Progress,
+    count_step,
+    newest_checkpoint,
+    save_checkpoint,
+    update_best,
 )
 from tests import step_probe
 from tests.conftest import REPOSITORY, TinySets

@@ -20,11 +20,10 @@ from typing import NoReturn
 
 import torch
 
-from flatdepth.benchmark import as_json, compare, environment, table
-from flatdepth.cli import parse_config
+from flatdepth.bench.timing import as_json, compare, environment, table
+from flatdepth.cli import parse_config, run_command
 from flatdepth.config import TrainConfig
-from flatdepth.errors import UserError, run_command
-from flatdepth.optim import import_extra
+from flatdepth.errors import UserError, import_extra
 
 PROG = "benchmark.py"
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -145,15 +144,15 @@ def options() -> Parser:
 def run_gpu(chosen: argparse.Namespace) -> int:
     """Everything that needs a GPU; 1 if a part failed."""
     if chosen.wheels is not None:
-        from flatdepth.gpu_check.wheels import download
+        from flatdepth.bench.gpu.wheels import download
 
         print(download(REPOSITORY / "pyproject.toml", chosen.wheels), end="")
         return 0
-    from flatdepth.demo import DEMO_SETS, ensure_demo
-    from flatdepth.gpu_check.plan import PARTS
-    from flatdepth.gpu_check.rows import table
-    from flatdepth.gpu_check.runner import run_parts
-    from flatdepth.gpu_check.settings import Settings
+    from flatdepth.bench.gpu.plan import PARTS
+    from flatdepth.bench.gpu.rows import table
+    from flatdepth.bench.gpu.runner import run_parts
+    from flatdepth.bench.gpu.settings import Settings
+    from flatdepth.data.demo import DEMO_SETS, ensure_demo
 
     if not chosen.dry and not torch.cuda.is_available():
         raise UserError("gpu needs a CUDA GPU; --dry runs the same list at tiny sizes on a CPU")
@@ -177,7 +176,7 @@ def run_gpu(chosen: argparse.Namespace) -> int:
 def run_paste(chosen: argparse.Namespace) -> dict[str, object]:
     """The paste stage and its yardsticks."""
     import_extra("cv2", f"{PROG} paste", "benchmark")
-    from flatdepth.benchmark_paste import paste_contenders
+    from flatdepth.bench.paste import paste_contenders
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     timings = compare(
@@ -194,7 +193,7 @@ def run_paste(chosen: argparse.Namespace) -> dict[str, object]:
 
 def run_memory(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
     """Memory of the configuration, and what would fit."""
-    from flatdepth import memory
+    from flatdepth.training import memory
 
     figures: dict[str, object] = {}
     if torch.cuda.is_available():
@@ -218,7 +217,7 @@ def run_memory(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, obj
 
 def run_step(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
     """Stages of an optimiser step."""
-    from flatdepth.benchmark_step import measure_steps, step_text
+    from flatdepth.bench.step import measure_steps, step_text
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     times = measure_steps(config, steps=chosen.steps, device=device, peak_tflops=chosen.peak_tflops)
@@ -229,7 +228,7 @@ def run_step(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, objec
 def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
     """The loader and its yardsticks."""
     import_extra("psutil", f"{PROG} loader", "benchmark")
-    from flatdepth.benchmark_loader import loader_text, measure_loader
+    from flatdepth.bench.loader import loader_text, measure_loader
 
     found = measure_loader(config, samples=chosen.samples, rounds=chosen.rounds, pace=chosen.pace)
     print(loader_text(config, found))

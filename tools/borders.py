@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from flatdepth.borders import PATCH_PX, classify, gather, patch_sheet
-from flatdepth.cli import parse_config
+from flatdepth.bench.borders import PATCH_PX, classify, gather, patch_sheet
+from flatdepth.cli import parse_config, run_command
 from flatdepth.config import TrainConfig
-from flatdepth.errors import UserError, run_command
-from flatdepth.pictures import save_png
+from flatdepth.errors import UserError
+from flatdepth.show.pictures import save_png
 
 PROG = "borders.py"
 

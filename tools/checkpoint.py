@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn, cast
 
-from flatdepth.errors import UserError, run_command
+from flatdepth.cli import run_command
+from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import LoadReport, WeightFile, model_of, open_model, read_weights
 from flatdepth.models.depth_anything import DepthAnythingV2, Kind
 from flatdepth.models.export import export_weights, largest_difference
@@ -31,7 +32,7 @@ from flatdepth.models.surgery import (
     info,
     keys,
 )
-from flatdepth.pictures import write_atomic
+from flatdepth.show.pictures import write_atomic
 
 PROG = "checkpoint.py"
 

@@ -14,10 +14,10 @@ import shutil
 from pathlib import Path
 from typing import NoReturn
 
-from flatdepth.cli import parse_config
+from flatdepth.bench.crash import Trial, crash_trials
+from flatdepth.cli import parse_config, run_command
 from flatdepth.config import TrainConfig
-from flatdepth.crash import Trial, crash_trials
-from flatdepth.errors import UserError, run_command
+from flatdepth.errors import UserError
 
 PROG = "crash_test.py"
 TINY = Path(__file__).parents[1] / "configs" / "crash_test.yaml"

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from flatdepth.cli import parse_config
+from flatdepth.cli import parse_config, run_command
 from flatdepth.config import TrainConfig
-from flatdepth.errors import UserError, run_command
+from flatdepth.errors import UserError
 
 PROG = "crossval.py"
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
             "expected one of --folds K, --leave-one-scene-out and --leave-one-dataset-out, got "
             f"{sum(ways)}"
         )
-    from flatdepth.crossval import (
+    from flatdepth.judge.crossval import (
         as_json,
         chart,
         dataset_folds,
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         scene_folds,
         spreads,
     )
-    from flatdepth.pictures import write_atomic
+    from flatdepth.show.pictures import write_atomic
 
     if own.folds is not None:
         folds, kind = k_folds(config, own.folds), f"{own.folds}-folds"

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from flatdepth.errors import UserError, run_command
-from flatdepth.protocol import ALIGNMENTS, FITS, PROTOCOLS
+from flatdepth.cli import run_command
+from flatdepth.errors import UserError
+from flatdepth.judge.protocol import ALIGNMENTS, FITS, PROTOCOLS
 
 PROG = "evaluate.py"
 SHARDS = Path(__file__).parents[1] / "shards"
@@ -37,9 +38,9 @@ def main(argv: list[str]) -> None:
     chosen = options().parse_args(argv)
     import torch
 
-    from flatdepth.judge import Request, judge
-    from flatdepth.progress import picture_progress
-    from flatdepth.verdict import check_target, render, write_json
+    from flatdepth.data.progress import picture_progress
+    from flatdepth.judge.scoring import Request, judge
+    from flatdepth.judge.tables import check_target, render, write_json
 
     if chosen.out is not None:
         check_target(chosen.out, chosen.overwrite)

@@ -16,11 +16,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from flatdepth.augment.composite import paste
-from flatdepth.augment.looks import Kind
+from flatdepth.augment.draw.composite import paste
+from flatdepth.augment.draw.stylise import Style, stylise
 from flatdepth.augment.photometric import NEUTRAL, photometric
+from flatdepth.augment.plan.appearance import Kind
 from flatdepth.augment.rng import Draws
-from flatdepth.augment.stylise import Style, stylise
+from flatdepth.cli import run_command
 from flatdepth.config import (
     ContentShares,
     DataConfig,
@@ -30,10 +31,10 @@ from flatdepth.config import (
     SetConfig,
     ShapeShares,
 )
-from flatdepth.corpus import Corpus, open_corpus
-from flatdepth.errors import UserError, run_command
-from flatdepth.loader import Sample, central_view, pasted_sample, to_device
-from flatdepth.pictures import colour_depth, colour_region, contact_sheet, depth_limits
+from flatdepth.data.frames import Corpus, open_corpus
+from flatdepth.data.loader import Sample, central_view, pasted_sample, to_device
+from flatdepth.errors import UserError
+from flatdepth.show.pictures import colour_depth, colour_region, contact_sheet, depth_limits
 from flatdepth.types import Batch
 
 RANGE_M = (0.1, 20.0)

@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from flatdepth import pack
-from flatdepth.cli import plain_text
-from flatdepth.errors import UserError, run_command
+from flatdepth.cli import plain_text, run_command
+from flatdepth.data import pack
+from flatdepth.errors import UserError
 
 READERS = {
     "hypersim": ("HypersimReader", "Hypersim as downloaded (rendered rooms, float16 distances)"),
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 
 def _pack(name: str, argv: list[str]) -> int:
     class_name, text = READERS[name]
-    reader_class = getattr(import_module(f"flatdepth.readers.{name}"), class_name)
+    reader_class = getattr(import_module(f"flatdepth.data.readers.{name}"), class_name)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=f"pack.py {name}", description=f"Pack {text}.")
     generated = {"raw"} if name == "rooms" else set()

@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from flatdepth.errors import UserError, run_command
+from flatdepth.cli import run_command
+from flatdepth.errors import UserError
 
 PROG = "predict.py"
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     import torch
 
     from flatdepth.models.checkpoint import open_model
-    from flatdepth.predict import PredictOptions, plan_inputs, predict_files
+    from flatdepth.predict.predictor import PredictOptions, plan_inputs, predict_files
 
     options = PredictOptions(
         write=tuple(chosen.write),

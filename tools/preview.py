@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from flatdepth.cli import parse_config
+from flatdepth.cli import parse_config, run_command
 from flatdepth.config import TrainConfig
-from flatdepth.errors import UserError, run_command
-from flatdepth.pictures import save_png, write_atomic
+from flatdepth.errors import UserError
+from flatdepth.show.pictures import save_png, write_atomic
 
 PROG = "preview.py"
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         description=f"{__doc__}\n{parser.format_help().strip()}",
     )
     check_targets(own.out, own.html)
-    from flatdepth.preview import preview_page, preview_rows, preview_sheet
+    from flatdepth.report.preview import preview_page, preview_rows, preview_sheet
 
     rows = preview_rows(config, own.step, own.rows)
     if own.out is not None:

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from flatdepth.errors import UserError, run_command
+from flatdepth.cli import run_command
+from flatdepth.errors import UserError
 
 PROG = "report.py"
 
@@ -34,10 +35,10 @@ def main(argv: list[str]) -> None:
     out = chosen.out or chosen.run[0] / "report.html"
     import torch
 
-    from flatdepth.comparison import write_comparison
-    from flatdepth.exhibits import Exhibits, judge_runs
-    from flatdepth.progress import picture_progress
-    from flatdepth.report import read_run
+    from flatdepth.data.progress import picture_progress
+    from flatdepth.report.page import write_comparison
+    from flatdepth.report.samples import Exhibits, judge_runs
+    from flatdepth.show.run_page import read_run
 
     for run in chosen.run:
         read_run(run)

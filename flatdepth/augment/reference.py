@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
-from flatdepth.augment.content import Content
-from flatdepth.augment.layout import Paste
+from flatdepth.augment.draw.content import Content
+from flatdepth.augment.plan.layout import Paste
 from flatdepth.geometry import pixel_rays
 from flatdepth.types import Region
 

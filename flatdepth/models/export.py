@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flatdepth.errors import UserError
-from flatdepth.modelcard import model_card, read_run
+from flatdepth.models.card import model_card, read_run
 from flatdepth.models.checkpoint import (
     describe,
     open_model,

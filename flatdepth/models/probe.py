@@ -29,9 +29,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
+from flatdepth.data.readers.rooms import render_room
 from flatdepth.errors import UserError
 from flatdepth.models.depth_anything import DepthAnythingV2, Kind
-from flatdepth.readers.rooms import render_room
 
 HEIGHT, WIDTH = 252, 336
 """Pixels of the rendered room; both multiples of 14."""

@@ -1,0 +1,248 @@
+"""What a paste shows, as pixels of the right size, made on the CPU in a loader thread.
+
+A picture is cut from its source and reduced (anti-aliased, each axis by itself) to the size at
+which it is seen, so the device has one bilinear warp to do and little is copied to it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageFilter
+
+from flatdepth.augment.draw.stylise import Style, stylise
+from flatdepth.augment.draw.texture import canvas
+from flatdepth.augment.plan.appearance import Kind
+from flatdepth.augment.plan.layout import CONTRAST, Paste
+from flatdepth.augment.rng import Draws
+from flatdepth.geometry import View, project, view_depth
+from flatdepth.types import Frame
+
+OPENING_GAP = 1.03
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """Another scene seen through an opening: a part of the image, with its own depth.
+
+    Attributes:
+        left, top: of the part, in view pixels.
+        image: (h, w, 3) uint8.
+        depth_m: (h, w) float32 planar z in metres behind the opening's plane; NaN unknown.
+    """
+
+    left: int
+    top: int
+    image: UInt8[np.ndarray, "h w 3"]
+    depth_m: Float32[np.ndarray, "h w"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What a paste shows: ``picture`` of (height, width) = ``Paste.picture_px``, or an opening.
+
+    An empty frame, and an opening for which no scene fits, has neither. ``grain`` is the
+    photograph's noise over the whole canvas, frame and mat included, 128 for none; None if it has
+    none.
+    """
+
+    grain: UInt8[np.ndarray, "canvas_h canvas_w"] | None = None
+    picture: UInt8[np.ndarray, "h w 3"] | None = None
+    opening: Opening | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where contents come from.
+
+    Attributes:
+        picture: picture of the art collection by its number, (h, w, 3) uint8.
+        frame: any of the data set's frames by a number from 0 on, counted round and round.
+    """
+
+    picture: Callable[[int], UInt8[np.ndarray, "h w 3"]]
+    frame: Callable[[int], Frame]
+
+
+def make_content(
+    paste: Paste, frame: Frame, view: View, K_px: np.ndarray, sources: Sources
+) -> Content:
+    """Make what a paste into a view of ``frame`` with intrinsics ``K_px`` shows."""
+    grain = _grain(paste)
+    match paste.kind:
+        case Kind.EMPTY:
+            return Content(grain=grain)
+        case Kind.OPENING:
+            return Content(grain=grain, opening=_opening(paste, view, K_px, sources))
+        case Kind.MIRROR:
+            assert paste.portion is not None
+            left, top, right, bottom = paste.portion
+            u, v = view.source_pixels(np.array([left, right]), np.array([top, bottom]))
+            picture = _softened(frame.image, (u[0], v[0], u[1], v[1]), paste)
+        case Kind.ART:
+            picture = _filling(sources.picture(paste.picture), paste)
+        case Kind.MURAL | Kind.SCREEN:
+            picture = _filling(_deep_frame(paste.draws, sources).image, paste)
+    return Content(grain=grain, picture=_worn(picture, paste))
+
+
+def _reduced(
+    source: UInt8[np.ndarray, "h w 3"],
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+) -> UInt8[np.ndarray, "out_h out_w 3"]:
+    """A box (u0, v0, u1, v1) of an image in ``size``; mirrored if u0 > u1."""
+    u0, v0, u1, v1 = box
+    height, width = source.shape[:2]
+    left, right = np.clip(sorted((u0, u1)), 0, width).tolist()
+    top, bottom = np.clip((v0, v1), 0, height).tolist()
+    image = Image.fromarray(source).resize(
+        size, Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+    )
+    result = np.asarray(image)
+    return np.ascontiguousarray(result[:, ::-1]) if u0 > u1 else result
+
+
+def _filling(
+    source: UInt8[np.ndarray, "h w 3"], paste: Paste
+) -> UInt8[np.ndarray, "out_h out_w 3"]:
+    """The central part of a picture that fills the picture box without being stretched."""
+    height, width = source.shape[:2]
+    box = paste.picture_box
+    aspect = box.width / box.height
+    part_width = min(width, height * aspect)
+    part_height = part_width / aspect
+    left, top = (width - part_width) / 2, (height - part_height) / 2
+    return _softened(source, (left, top, left + part_width, top + part_height), paste)
+
+
+def _softened(
+    source: UInt8[np.ndarray, "h w 3"], box: tuple[float, float, float, float], paste: Paste
+) -> UInt8[np.ndarray, "out_h out_w 3"]:
+    """A box of an image at the size of the picture, and as soft as the photograph around it.
+
+    Its own softness, taken to be like the photograph's, shrinks with it; what is missing is added.
+    """
+    picture = _reduced(source, box, paste.picture_px)
+    width, height = paste.picture_px
+    shrunk = math.sqrt(abs(box[2] - box[0]) * abs(box[3] - box[1]) / (width * height))
+    sigma = paste.look.sharpness_px * math.sqrt(max(0.0, 1 - 1 / shrunk**2))
+    return _blurred(picture, sigma) if sigma > 0.2 else picture
+
+
+def _blurred(picture: UInt8[np.ndarray, "h w 3"], sigma: float) -> UInt8[np.ndarray, "h w 3"]:
+    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def _deep_frame(draws: Draws, sources: Sources) -> Frame:
+    """Another frame, of two the one with more relative depth unless the first has enough."""
+    found: list[tuple[float, int, Frame]] = []
+    for attempt in range(2):
+        frame = sources.frame(draws.child(200 + attempt).integer("frame", 2**31))
+        depth = frame.depth_m[::8, ::8]
+        depth = depth[np.isfinite(depth)]
+        low, high = np.percentile(depth, (10, 90)) if depth.size else (1.0, 1.0)
+        found.append((float(high / max(low, 1e-6)), -attempt, frame))
+        if found[-1][0] >= CONTRAST:
+            break
+    return max(found, key=lambda entry: entry[:2])[2]
+
+
+def _worn(picture: UInt8[np.ndarray, "h w 3"], paste: Paste) -> UInt8[np.ndarray, "h w 3"]:
+    """Style, blur and dust."""
+    look = paste.look
+    if look.style is not Style.NONE:
+        source = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32)) / 255
+        drawn = stylise(source, look.style)[0]
+        picture = (drawn * 255).round().to(torch.uint8).movedim(0, -1).numpy()
+    if look.blur_px > 0:
+        picture = _blurred(picture, look.blur_px)
+    if look.dust <= 0:
+        return picture
+    bits = np.random.Philox(key=paste.draws.integer("dust", 2**31))
+    coarse = (bits.random_raw(6 * 6) >> np.uint64(56)).astype(np.uint8).reshape(6, 6)
+    veil = Image.fromarray(coarse).resize(paste.picture_px, Image.Resampling.BICUBIC)
+    opacity = look.dust * np.asarray(veil, dtype=np.float32)[..., None] / 255
+    dusty = picture + opacity * (np.array([196, 190, 180], dtype=np.float32) - picture)
+    return np.clip(np.round(dusty), 0, 255).astype(np.uint8)
+
+
+def _grain(paste: Paste) -> UInt8[np.ndarray, "canvas_h canvas_w"] | None:
+    """Noise like the photograph's; none on a mirror's picture, which brings its own."""
+    size, level = canvas(paste), 255 * paste.look.noise
+    if level < 0.25:
+        return None
+    # eight bytes of each raw word: their sum is normal enough, its variance 8 (256^2 - 1) / 12
+    bits = np.random.Philox(key=paste.draws.integer("grain", 2**31))
+    raw = bits.random_raw(size.height * size.width).view(np.uint8)
+    grain = raw.reshape(size.height, size.width, 8).sum(axis=-1, dtype=np.float32) - 8 * 127.5
+    grain *= np.float32(level / math.sqrt(8 * 65535 / 12))
+    if paste.kind is Kind.MIRROR:
+        grain[size.pad_y : -size.pad_y, size.pad_x : -size.pad_x] = 0
+    return np.clip(np.round(grain + 128), 0, 255).astype(np.uint8)
+
+
+def _opening(paste: Paste, view: View, K_px: np.ndarray, sources: Sources) -> Opening | None:
+    """Another frame seen with the same camera, its scene scaled to begin behind the plane.
+
+    A frame cut and resized so that its intrinsics become those of the view is what this camera
+    would see there; making its scene s times as large changes nothing in the image, so its depth
+    times s is exact. None if none of four frames reaches over the opening or has depth in it.
+    """
+    corners = project(K_px, paste.picture_box.corners())
+    left, top = np.floor(corners.min(axis=0)).astype(int) - 1
+    right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 1
+    left, right = max(0, int(left)), min(view.width, int(right))
+    top, bottom = max(0, int(top)), min(view.height, int(bottom))
+    if right - left < 2 or bottom - top < 2:
+        return None
+    for attempt in range(4):
+        frame = sources.frame(paste.draws.child(200 + attempt).integer("frame", 2**31))
+        crop = _same_camera(frame, K_px, left, top, right, bottom)
+        if crop is None:
+            continue
+        depth = view_depth(torch.from_numpy(np.ascontiguousarray(frame.depth_m)), crop).numpy()
+        u = np.arange(left, right) + 0.5
+        v = np.arange(top, bottom) + 0.5
+        m_px = paste.rectangle.plane @ np.linalg.inv(K_px)
+        surface = u[None, :] * m_px[0] + (v[:, None] * m_px[1] + m_px[2])
+        known = np.isfinite(depth) & (surface > 0)
+        if known.mean() < 0.5:
+            continue
+        scale = float((1 / (depth[known] * surface[known])).max())
+        scale *= OPENING_GAP * paste.draws.uniform("opening", 1.0, 1.3)
+        box = (crop.left, crop.top, crop.left + crop.crop_width, crop.top + crop.crop_height)
+        return Opening(
+            left=left,
+            top=top,
+            image=_reduced(frame.image, box, (right - left, bottom - top)),
+            depth_m=np.where(np.isfinite(depth), depth * np.float32(scale), np.float32(np.nan)),
+        )
+    return None
+
+
+def _same_camera(
+    frame: Frame, K_px: np.ndarray, left: int, top: int, right: int, bottom: int
+) -> View | None:
+    """The crop of a frame that shows what a part of a view with intrinsics ``K_px`` would."""
+    source = frame.K_px
+    scale_u, scale_v = source[0, 0] / K_px[0, 0], source[1, 1] / K_px[1, 1]
+    source_left = round(source[0, 2] + (left - K_px[0, 2]) * scale_u)
+    source_top = round(source[1, 2] + (top - K_px[1, 2]) * scale_v)
+    width, height = round((right - left) * scale_u), round((bottom - top) * scale_v)
+    rows, columns = frame.depth_m.shape
+    if source_left < 0 or source_top < 0 or width < 2 or height < 2:
+        return None
+    if source_left + width > columns or source_top + height > rows:
+        return None
+    return View(
+        top=source_top,
+        left=source_left,
+        crop_height=height,
+        crop_width=width,
+        height=bottom - top,
+        width=right - left,
+    )

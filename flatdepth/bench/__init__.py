@@ -1,0 +1,1 @@
+"""Experiments: speed, kills, paste borders, and all that needs a GPU."""

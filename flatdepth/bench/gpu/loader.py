@@ -1,0 +1,26 @@
+"""How many samples per second the loader makes, against what the networks consume."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from flatdepth.bench.gpu.rows import Row, at_least, figure
+from flatdepth.bench.gpu.settings import Settings
+from flatdepth.bench.loader import loader_rate
+from flatdepth.data.frames import open_corpus
+
+CONSUMED = "images/s without waiting"
+
+
+def loader(settings: Settings) -> Iterator[Row]:
+    """Samples for 518 x 518 on all cores, without and with pastes."""
+    config = settings.config("vits_indoor", batch=16, micro_batch=16)
+    samples = 32 if settings.dry else 1500
+    clean = dataclasses.replace(config, paste=dataclasses.replace(config.paste, share=0.0))
+    corpus = open_corpus(config.data)
+    threads = f"{config.data.threads} threads"
+    yield figure("without pastes", loader_rate(corpus, clean, samples), "samples/s", threads)
+    rate = loader_rate(corpus, config, samples)
+    yield figure("with pastes", rate, "samples/s", threads)
+    for row in settings.done:
+        if row.name == CONSUMED and row.measured:
+            yield at_least(f"with pastes, to {row.part}", rate / row.measured, 1, "x")

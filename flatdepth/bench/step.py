@@ -1,0 +1,242 @@
+"""Where the time of an optimiser step goes, how many images that makes per second, and the MFU."""
+
+import dataclasses
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flatdepth.augment.draw.composite import paste
+from flatdepth.augment.photometric import photometric
+from flatdepth.bench.timing import environment
+from flatdepth.config import TrainConfig
+from flatdepth.data.frames import open_corpus
+from flatdepth.data.loader import to_device, training_samples
+from flatdepth.training.ema import Ema
+from flatdepth.training.launch import share_out
+from flatdepth.training.loop import loss_weight
+from flatdepth.training.memory import NextBatch, build_bare_model, count_flops, take_step
+from flatdepth.training.optim import make_optimizer
+
+WARM_UP = 2
+
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+    "T4": 65.0,
+}
+"""Dense fp16 tensor-core TFLOP/s with float32 accumulation, from NVIDIA's data sheets."""
+
+
+def known_peak_tflops(device: str) -> float | None:
+    """The entry of ``PEAK_TFLOPS`` for a device's name; None for one that only resembles it."""
+    for key, peak in PEAK_TFLOPS.items():
+        if re.search(rf"\b{key}\b(?! (Ti|SUPER|D|Laptop)\b)", device):
+            return peak
+    return None
+
+
+class StageClock:
+    """Splits time into named stages.
+
+    On CUDA events are recorded in the stream, so nothing is waited for: waiting for data counts
+    only as far as the GPU ran out of work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = []
+
+    def enter(self, stage: str) -> None:
+        """End the current stage and begin another; a stage may be entered many times."""
+        mark: Any = time.perf_counter()
+        if self._on_cuda:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        self._marks.append((stage, mark))
+
+    def finish(self) -> dict[str, float]:
+        """End the last stage; seconds by stage since the last ``finish``."""
+        self.enter("")
+        if self._on_cuda:
+            torch.cuda.synchronize()
+        seconds: dict[str, float] = defaultdict(float)
+        for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            seconds[stage] += begin.elapsed_time(end) / 1e3 if self._on_cuda else end - begin
+        self._marks.clear()
+        return dict(seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """Optimiser steps of one GPU or CPU.
+
+    Attributes:
+        stages: milliseconds per optimiser step by stage, as (25 %, median, 75 %).
+        step_ms: the same of whole steps.
+        images_per_s: at the median.
+        data_wait_share: share of the median step spent waiting for the loader.
+        tflop_per_image: forward and backward without recomputation.
+        mfu: model FLOPs utilisation, the share of ``peak_tflops`` that these are; None without.
+        peak_tflops: of the device, or None if unknown.
+        environment: what the figures depend on.
+    """
+
+    stages: Mapping[str, tuple[float, float, float]]
+    step_ms: tuple[float, float, float]
+    images_per_s: float
+    data_wait_share: float
+    tflop_per_image: float
+    mfu: float | None
+    peak_tflops: float | None
+    environment: Mapping[str, object]
+
+
+def measure_steps(
+    config: TrainConfig,
+    *,
+    steps: int,
+    device: torch.device,
+    peak_tflops: float | None = None,
+    compile_with: str | None = None,
+) -> StepTimes:
+    """Time optimiser steps on the configured data, with random weights.
+
+    Args:
+        steps: timed, after ``WARM_UP`` others.
+        peak_tflops: of the device; None looks it up in ``PEAK_TFLOPS``.
+        compile_with: backend of ``torch.compile`` for each transformer block and the head; None
+            compiles nothing.
+
+    Raises:
+        UserError: the data do not fit the configuration.
+    """
+    config, accumulation = prepared(config, device)
+    with device:
+        model = build_bare_model(config)
+    if compile_with is not None:
+        for module in (*model.pretrained.blocks, model.depth_head):
+            module.compile(backend=compile_with, dynamic=False)
+    optimizer = make_optimizer(model, config.optim, device)
+    ema = Ema(model, config.optim.ema)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    clock = StageClock(device)
+    timed = []
+    with training_batches(config, device, clock.enter) as next_batch:
+        for number in tqdm(range(WARM_UP + steps), desc="steps", disable=None, leave=False):
+            take_step(
+                model,
+                optimizer,
+                config,
+                next_batch,
+                micro_steps=accumulation,
+                enter=clock.enter,
+                scaler=scaler,
+            )
+            ema.update(number + 1)
+            timed.append(clock.finish())
+    return _summary(config, timed[WARM_UP:], device, peak_tflops)
+
+
+def prepared(config: TrainConfig, device: torch.device) -> tuple[TrainConfig, int]:
+    """A configuration as one device trains it, and its micro-batches per step."""
+    if device.type == "cpu" and config.precision == "fp16":
+        config = dataclasses.replace(config, precision="no")
+    return share_out(config, ranks=1)
+
+
+@contextmanager
+def training_batches(
+    config: TrainConfig, device: torch.device, enter: Callable[[str], None] = lambda _: None
+) -> Iterator[NextBatch]:
+    """Micro-batches of a training on one device, made as ``flatdepth.training.loop`` makes them.
+
+    Args:
+        config: as ``prepared`` gives it.
+        enter: told data wait, to device, paste and photometric as they begin.
+    """
+    accumulation = config.batch // config.micro_batch
+    stream = training_samples(
+        open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=accumulation
+    )
+    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+
+    @torch.no_grad()
+    def next_batch() -> tuple[Tensor, Tensor, Tensor]:
+        enter("data wait")
+        samples = next(stream)
+        enter("to device")
+        batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
+        enter("paste")
+        batch = paste(batch, plans, depth_range_m=depth_range_m)
+        enter("photometric")
+        image = photometric(batch.image, factors)
+        return image, batch.depth_m, loss_weight(batch, config.loss)
+
+    with closing(stream):
+        yield next_batch
+
+
+def _summary(
+    config: TrainConfig,
+    timed: list[dict[str, float]],
+    device: torch.device,
+    peak_tflops: float | None,
+) -> StepTimes:
+    facts = environment(device)
+    if peak_tflops is None:
+        peak_tflops = known_peak_tflops(str(facts["device"]))
+    stages = {name: _quartiles_ms([step[name] for step in timed]) for name in timed[0]}
+    step_ms = _quartiles_ms([sum(step.values()) for step in timed])
+    images_per_s = 1e3 * config.batch / step_ms[1]
+    plain = dataclasses.replace(config.model, checkpointing="none")
+    tflop = count_flops(dataclasses.replace(config, model=plain)) / 1e12
+    return StepTimes(
+        stages=stages,
+        step_ms=step_ms,
+        images_per_s=images_per_s,
+        data_wait_share=stages["data wait"][1] / step_ms[1],
+        tflop_per_image=tflop,
+        mfu=None if peak_tflops is None else tflop * images_per_s / peak_tflops,
+        peak_tflops=peak_tflops,
+        environment=facts,
+    )
+
+
+def _quartiles_ms(seconds: list[float]) -> tuple[float, float, float]:
+    low, middle, high = (1e3 * np.percentile(seconds, (25, 50, 75))).tolist()
+    return low, middle, high
+
+
+def step_text(config: TrainConfig, times: StepTimes) -> str:
+    """The times as a table: milliseconds with quartiles, share of the step."""
+    lines = [
+        f"{config.model.encoder}, {config.data.height} x {config.data.width}, batch "
+        f"{config.batch} in micro-batches of {config.micro_batch}, "
+        f"checkpointing {config.model.checkpointing}, {times.environment['device']}",
+        f"{'':12} {'ms':>9}  {'quartiles':>19}  {'share':>6}",
+    ]
+    for name, (low, middle, high) in (*times.stages.items(), ("step", times.step_ms)):
+        share = middle / times.step_ms[1]
+        lines.append(f"{name:12} {middle:9.2f}  {low:9.2f}-{high:9.2f}  {share:6.1%}")
+    rate = f"{times.images_per_s:.2f} images/s, {times.tflop_per_image:.3f} TFLOP per image"
+    if times.mfu is None:
+        lines.append(f"{rate}; MFU: unknown device, name its peak with --peak_tflops")
+    else:
+        lines.append(f"{rate}; MFU {times.mfu:.1%} of {times.peak_tflops:g} TFLOP/s")
+    return "\n".join(lines)

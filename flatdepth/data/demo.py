@@ -1,0 +1,20 @@
+"""The demo shard sets of the quickstart, packed the first time they are asked for."""
+
+from pathlib import Path
+
+from flatdepth.data.pack import pack
+from flatdepth.data.readers.rooms import PicturesReader, RoomsReader
+
+DEMO_SETS: dict[str, RoomsReader | PicturesReader] = {
+    "demo_rooms": RoomsReader(scenes=60, frames_per_scene=8),
+    "demo_pictures": PicturesReader(pictures=48),
+}
+
+
+def ensure_demo(path: str) -> None:
+    """Pack the demo set that ``path`` ends in, if it is one and is not there yet."""
+    target = Path(path)
+    reader = DEMO_SETS.get(target.name)
+    if reader is not None and not (target / "index.json").exists():
+        print(f"packing {target} (once) ...", flush=True)
+        pack(reader, str(target))

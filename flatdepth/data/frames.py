@@ -1,0 +1,218 @@
+"""Which samples a run trains on, validates on and hangs on the walls."""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8
+from PIL import Image
+
+from flatdepth.config import DataConfig, SetConfig
+from flatdepth.data.demo import ensure_demo
+from flatdepth.data.order import scene_split
+from flatdepth.data.shards.codec import decode_frame, decode_image
+from flatdepth.data.shards.read import ShardSet
+from flatdepth.errors import UserError
+from flatdepth.types import Frame
+
+PICTURE_CACHE = 96
+PICTURE_SIDE = 768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subset:
+    """Some samples of a shard set.
+
+    Attributes:
+        shards: the set.
+        rows: (N,) samples of the set, ascending.
+        first_identity: identity of the set's sample 0 in this run.
+    """
+
+    shards: ShardSet
+    rows: Int64[np.ndarray, " n"]
+    first_identity: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def frame(self, place: int) -> Frame:
+        """Read and decode the sample at a place of the subset."""
+        return decode_frame(self.shards.read(int(self.rows[place])))
+
+    def identity(self, place: int) -> int:
+        """Number of the sample in the run: the same for the same config, whatever the split."""
+        return self.first_identity + int(self.rows[place])
+
+
+class Pictures:
+    """The pictures of all art sets, decoded on demand and kept while they fit the cache."""
+
+    def __init__(self, sets: Sequence[ShardSet]) -> None:
+        self._sets = sets
+        self._starts = np.cumsum([0, *(len(shards) for shards in sets)])
+        sizes = [shards.index.sizes for shards in sets]
+        height, width = np.concatenate([np.zeros((0, 2)), *sizes]).T.astype(np.float64)
+        self._aspects = width / height
+        self._cached = lru_cache(maxsize=PICTURE_CACHE)(self._decode)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def aspects(self) -> Float64[np.ndarray, " pictures"]:
+        """Width / height of every picture."""
+        return self._aspects
+
+    def picture(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture, reduced to ``PICTURE_SIDE`` pixels on its longer side if it is larger."""
+        return self._cached(number)
+
+    def _decode(self, number: int) -> np.ndarray:
+        which = int(np.searchsorted(self._starts, number, side="right")) - 1
+        raw = self._sets[which].read(number - int(self._starts[which]))
+        picture = Image.fromarray(decode_image(raw.image))
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+        return np.asarray(picture)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """The opened data of a run.
+
+    Attributes:
+        train: per training set its training samples.
+        weights: their shares of the training stream.
+        val: the samples held out, or those of the validation sets.
+        pictures: what can be hung.
+        digests: per set's path a digest of its content.
+    """
+
+    train: tuple[Subset, ...]
+    weights: tuple[float, ...]
+    val: tuple[Subset, ...]
+    pictures: Pictures
+    digests: Mapping[str, str]
+
+    def val_places(self, most: int) -> list[tuple[int, int]]:
+        """(subset, place) of at most ``most`` validation samples, evenly spaced; 0: all."""
+        places = [(s, place) for s, subset in enumerate(self.val) for place in range(len(subset))]
+        if most == 0 or len(places) <= most:
+            return places
+        return [places[i] for i in np.linspace(0, len(places) - 1, most).round().astype(int)]
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """Open the shard sets of a run and split them; demo sets are packed on first use.
+
+    The official split of a set is honoured: its ``train`` samples train and its ``val`` samples
+    validate, ``test`` is never touched. Sets without one hold out whole scenes.
+
+    Raises:
+        UserError: no training set, a set of the wrong kind, nothing left to train or validate on,
+            or a set that would validate on what it trains on.
+    """
+    if not config.train:
+        raise UserError(
+            "data.train: expected at least one shard set, found none; pack one with tools/pack.py "
+            "and name it as [{path: shards/NAME}]"
+        )
+    train_sets = [_open(entry.path, "depth", "data.train") for entry in config.train]
+    val_sets = [_open(path, "depth", "data.val") for path in config.val]
+    art_sets = [_open(path, "art", "data.art") for path in config.art]
+    starts = np.cumsum([0, *(len(shards) for shards in (*train_sets, *val_sets))])
+    train: list[Subset] = []
+    held_out: list[Subset] = []
+    for entry, shards, start in zip(config.train, train_sets, starts, strict=False):
+        split = _split(shards, config, entry)
+        for name, subsets in (("train", train), ("val", held_out)):
+            rows = np.flatnonzero(split == name)
+            subsets.append(Subset(shards=shards, rows=rows, first_identity=int(start)))
+    for entry, subset in zip(config.train, train, strict=True):
+        if len(subset) == 0:
+            raise UserError(f"data.train: {entry.path} has no training samples in its split")
+    if val_sets:
+        trained_on = {shards.root for shards in train_sets}
+        held_out = [
+            Subset(shards=shards, rows=_to_validate(shards, trained_on), first_identity=int(start))
+            for shards, start in zip(val_sets, starts[len(train_sets) :], strict=False)
+        ]
+    if sum(len(subset) for subset in held_out) == 0:
+        raise UserError(
+            "data.val: nothing to validate on, because no training set has a second scene to hold "
+            'out; name a validation set (--data.val "[shards/NAME]"), or pack with a --scene_from '
+            "that tells scenes apart"
+        )
+    return Corpus(
+        train=tuple(train),
+        weights=tuple(entry.weight for entry in config.train),
+        val=tuple(held_out),
+        pictures=Pictures(art_sets),
+        digests={
+            path: _digest(shards)
+            for path, shards in zip(
+                (*(entry.path for entry in config.train), *config.val, *config.art),
+                (*train_sets, *val_sets, *art_sets),
+                strict=True,
+            )
+        },
+    )
+
+
+def _open(path: str, kind: str, key: str) -> ShardSet:
+    ensure_demo(path)
+    shards = ShardSet.open(path)
+    if shards.index.kind != kind:
+        raise UserError(
+            f"{key}: expected a set of kind '{kind}', but {path} is of kind '{shards.index.kind}'"
+        )
+    return shards
+
+
+def _digest(shards: ShardSet) -> str:
+    return sha256("".join(shard.sha256 for shard in shards.index.shards).encode()).hexdigest()
+
+
+def _split(shards: ShardSet, config: DataConfig, entry: SetConfig) -> np.ndarray:
+    official = np.array(shards.index.splits)
+    if any(other.val_scenes for other in config.train):
+        return _named_split(shards, entry)
+    if (official != "").any() and (config.val or (official == "val").any()):
+        return np.where(official == "", "train", official)
+    scenes = np.array(shards.index.scenes)
+    usable = official != "test"
+    share = 0.0 if config.val else config.val_share
+    held = scene_split(scenes[usable].tolist(), share, config.split_seed)
+    split = np.where(np.isin(scenes, sorted(held)), "val", "train")
+    return np.where(usable, split, "test")
+
+
+def _to_validate(shards: ShardSet, trained_on: Set[str]) -> np.ndarray:
+    """The samples of a set of ``data.val``: its official validation part, else all but ``test``."""
+    official = np.array(shards.index.splits)
+    if (official == "val").any():
+        return np.flatnonzero(official == "val")
+    if shards.root in trained_on:
+        raise UserError(
+            f"data.val: {shards.url} is trained on too and has no official validation part; leave "
+            "it out of data.val to have scenes of it held out, or name other sets"
+        )
+    if (official == "test").all():
+        raise UserError(
+            f"data.val: {shards.url} has only its official test part, which no training looks at; "
+            "judge on it with tools/evaluate.py --part test"
+        )
+    return np.flatnonzero(official != "test")
+
+
+def _named_split(shards: ShardSet, entry: SetConfig) -> np.ndarray:
+    scenes = np.array(shards.index.scenes)
+    if unknown := sorted(set(entry.val_scenes) - set(scenes.tolist())):
+        raise UserError(
+            f"data.train: {entry.path} has no scene '{unknown[0]}' that its val_scenes name; take "
+            "names from the set"
+        )
+    split = np.where(np.isin(scenes, entry.val_scenes), "val", "train")
+    return np.where(np.array(shards.index.splits) == "test", "test", split)

@@ -1,0 +1,316 @@
+"""From positions to batches: threads that read, decode and plan, and the copy to the device.
+
+JPEG and zstd decoding, numpy and PIL release the interpreter lock for most of their time, so
+threads in the training process keep up without pickling or shared memory. Results come in order.
+"""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from threadpoolctl import ThreadpoolController
+
+from flatdepth.augment.draw.composite import PasteGroup, stack_plans
+from flatdepth.augment.draw.content import Content, Sources, make_content
+from flatdepth.augment.photometric import NEUTRAL, draw_photometric
+from flatdepth.augment.plan.coarse import thin_view
+from flatdepth.augment.plan.layout import Paste, is_pasted, plan_pastes
+from flatdepth.augment.rng import Draws
+from flatdepth.config import DataConfig, PasteConfig, TrainConfig
+from flatdepth.data.frames import Corpus, Pictures, Subset
+from flatdepth.data.order import Order, rank_positions
+from flatdepth.geometry import View, view_depth, view_image
+from flatdepth.types import Batch, Frame
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+LOOKED_UP = 256
+"""Positions whose samples are looked up together, for speed."""
+
+_PLANNING = threading.Lock()
+"""One thread plans at a time: small numpy calls of several would pass the interpreter's lock to and
+fro at every array, which costs 20 % with 4 threads and 24 % with 8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One frame with all that was decided about it on the CPU.
+
+    Attributes:
+        frame: at its source resolution.
+        view: the crop, resize and flip to the network's input.
+        plan: its pastes from back to front.
+        contents: per paste what it shows.
+        mirror_target: whether mirrors have truth, as `paste.mirror_target`.
+        photometric: (10,) factors of ``draw_photometric``.
+        identity: number of the frame in the run.
+    """
+
+    frame: Frame
+    view: View
+    plan: tuple[Paste, ...]
+    contents: tuple[Content, ...]
+    mirror_target: str
+    photometric: Float64[np.ndarray, " 10"]
+    identity: int
+
+
+def in_order(
+    work: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int, ahead: int
+) -> Iterator[Result]:
+    """``map`` on a thread pool, with at most ``ahead`` results in flight, in the order of tasks.
+
+    numpy's OpenBLAS is kept to one thread meanwhile: its own threads would wait for those here, at
+    twice the CPU time.
+    """
+    blas = ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+    pending: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            pending.append(executor.submit(work, task))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+        blas.restore_original_limits()
+
+
+def training_samples(
+    corpus: Corpus,
+    config: TrainConfig,
+    *,
+    first_step: int,
+    rank: int,
+    ranks: int,
+    accumulation: int,
+) -> Generator[list[Sample], None, None]:
+    """Endless micro-batches of one rank from an optimiser step on.
+
+    A sample, its crop and its pastes are functions of (seed, position) and the configuration, so
+    the stream can be entered at any step and does not depend on ranks or threads.
+    """
+    order = Order(
+        sizes=tuple(len(subset) for subset in corpus.train),
+        weights=corpus.weights,
+        seed=config.seed,
+    )
+
+    per_step = accumulation * config.micro_batch
+    steps = max(1, LOOKED_UP // per_step)
+
+    def tasks() -> Iterator[tuple[int, int, int, int]]:
+        for first in itertools.count(first_step, steps):
+            positions = [
+                rank_positions(
+                    step,
+                    micro_step,
+                    micro_batch=config.micro_batch,
+                    rank=rank,
+                    ranks=ranks,
+                    accumulation=accumulation,
+                )
+                for step in range(first, first + steps)
+                for micro_step in range(accumulation)
+            ]
+            draw = order.draw(np.concatenate(positions))
+            samples = zip(draw.set.tolist(), draw.index.tolist(), draw.epoch.tolist(), strict=True)
+            for number, (set_, place, epoch) in enumerate(samples):
+                yield first + number // per_step, set_, place, epoch
+
+    def load(task: tuple[int, int, int, int]) -> Sample:
+        step, set_, place, epoch = task
+        return _training_sample(corpus, config, corpus.train[set_], place, epoch, step)
+
+    samples = in_order(
+        load,
+        tasks(),
+        threads=config.data.threads,
+        ahead=config.data.prefetch * config.micro_batch,
+    )
+    batch: list[Sample] = []
+    for sample in samples:
+        batch.append(sample)
+        if len(batch) == config.micro_batch:
+            yield batch
+            batch = []
+
+
+def _training_sample(
+    corpus: Corpus, config: TrainConfig, subset: Subset, place: int, epoch: int, step: int
+) -> Sample:
+    frame = subset.frame(place)
+    draws = Draws(config.seed, epoch, subset.identity(place))
+    return pasted_sample(
+        subset,
+        place,
+        random_view(frame.depth_m.shape, config.data, draws),
+        draws,
+        config.paste.at(step),
+        frame=frame,
+        pictures=corpus.pictures,
+        photometric=draw_photometric(draws, config.photometric),
+        depth_range_m=(config.data.min_depth_m, config.model.max_depth_m),
+    )
+
+
+def validation_sample(
+    corpus: Corpus, config: TrainConfig, subset: Subset, place: int, *, pasted: bool
+) -> Sample:
+    """The central view of a validation frame, clean or with the pastes of the validation seed."""
+    frame = subset.frame(place)
+    return pasted_sample(
+        subset,
+        place,
+        central_view(frame.depth_m.shape, config.data),
+        Draws(config.eval.seed, 0, subset.identity(place)),
+        replace(config.paste, share=1.0 if pasted else 0.0, stages=[]),
+        frame=frame,
+        pictures=corpus.pictures,
+        depth_range_m=(config.data.min_depth_m, config.model.max_depth_m),
+    )
+
+
+def pasted_sample(
+    subset: Subset,
+    place: int,
+    view: View,
+    draws: Draws,
+    pastes: PasteConfig,
+    *,
+    frame: Frame,
+    pictures: Pictures,
+    photometric: Float64[np.ndarray, " 10"] | None = None,
+    depth_range_m: tuple[float, float],
+) -> Sample:
+    """A view of a frame with its pastes and what they show.
+
+    Args:
+        subset, place: where the frame comes from; wall paintings and screens show others of it.
+        draws: random numbers of the pastes.
+        pastes: settings of the step.
+        frame: the frame itself.
+        pictures: the art collection.
+        photometric: factors; None changes nothing.
+        depth_range_m: (near, far) that truth must lie in.
+    """
+    plan: tuple[Paste, ...] = ()
+    contents: tuple[Content, ...] = ()
+    if is_pasted(draws, pastes):
+        thin = thin_view(frame, view)
+        with _PLANNING:
+            plan = plan_pastes(
+                thin, draws, pastes, picture_aspects=pictures.aspects, depth_range_m=depth_range_m
+            )
+        sources = Sources(
+            picture=pictures.picture,
+            frame=lambda number: subset.frame(number % len(subset)),
+        )
+        contents = tuple(make_content(paste, frame, view, thin.K_px, sources) for paste in plan)
+    if photometric is None:
+        photometric = np.array(list(NEUTRAL.values()))
+    return Sample(
+        frame=frame,
+        view=view,
+        plan=plan,
+        contents=contents,
+        mirror_target=pastes.mirror_target,
+        photometric=photometric,
+        identity=subset.identity(place),
+    )
+
+
+def random_view(shape: tuple[int, int], config: DataConfig, draws: Draws) -> View:
+    """A random crop of the input's aspect, flipped at random."""
+    height, width = shape
+    largest = min(height / config.height, width / config.width)
+    side = draws.uniform("crop", *config.crop) * largest
+    crop_height = max(2, min(height, round(config.height * side)))
+    crop_width = max(2, min(width, round(config.width * side)))
+    return View(
+        top=draws.integer("crop top", height - crop_height + 1),
+        left=draws.integer("crop left", width - crop_width + 1),
+        crop_height=crop_height,
+        crop_width=crop_width,
+        height=config.height,
+        width=config.width,
+        flip=draws.uniform("flip") < config.flip,
+    )
+
+
+def central_view(shape: tuple[int, int], config: DataConfig) -> View:
+    """The largest central crop of the input's aspect."""
+    height, width = shape
+    side = min(height / config.height, width / config.width)
+    crop_height = min(height, round(config.height * side))
+    crop_width = min(width, round(config.width * side))
+    return View(
+        top=(height - crop_height) // 2,
+        left=(width - crop_width) // 2,
+        crop_height=crop_height,
+        crop_width=crop_width,
+        height=config.height,
+        width=config.width,
+    )
+
+
+def to_device(
+    samples: Sequence[Sample],
+    device: torch.device,
+    *,
+    depth_range_m: tuple[float, float],
+) -> tuple[Batch, tuple[PasteGroup, ...], Float[torch.Tensor, "b 10"]]:
+    """Copy samples to a device and cut their views there.
+
+    Args:
+        depth_range_m: (near, far); depth outside is not valid.
+
+    Returns:
+        The clean batch, the pastes to put into it, and the photometric factors, which stay on the
+        CPU.
+    """
+    images, depths = [], []
+    for sample in samples:
+        image = _copy(torch.from_numpy(np.ascontiguousarray(sample.frame.image)), device)
+        depth = _copy(torch.from_numpy(np.ascontiguousarray(sample.frame.depth_m)), device)
+        images.append(view_image(image.movedim(-1, 0).to(torch.float32) / 255, sample.view))
+        depths.append(view_depth(depth, sample.view))
+    depth_m = torch.stack(depths)[:, None]
+    valid = depth_m.isfinite() & (depth_m >= depth_range_m[0]) & (depth_m <= depth_range_m[1])
+    intrinsics = np.stack([sample.view.intrinsics(sample.frame.K_px) for sample in samples])
+    batch = Batch(
+        image=torch.stack(images),
+        depth_m=torch.where(valid, depth_m, 0.0),
+        valid=valid,
+        region=torch.zeros_like(valid, dtype=torch.uint8),
+        K_px=_copy(torch.from_numpy(intrinsics), device),
+        sample=_copy(torch.tensor([sample.identity for sample in samples]), device),
+    )
+    view = samples[0].view
+    groups = stack_plans(
+        [sample.plan for sample in samples],
+        [sample.contents for sample in samples],
+        intrinsics,
+        height=view.height,
+        width=view.width,
+        mirror_target=samples[0].mirror_target,
+        together=1 if device.type == "cpu" else len(samples),
+    )
+    factors = torch.from_numpy(np.stack([sample.photometric for sample in samples]))
+    return batch, tuple(group.to(device) for group in groups), factors
+
+
+def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

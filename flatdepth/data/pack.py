@@ -1,0 +1,856 @@
+"""The packing engine: raw layouts to shard sets, and looking after shard sets.
+
+``pack`` reads frames in a process pool, checks them and writes them in listing order, so that
+the bytes do not depend on the number of workers or on interruptions.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tarfile
+import threading
+import time
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import islice, pairwise
+from multiprocessing import parent_process
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from PIL import Image
+from tqdm import tqdm
+
+from flatdepth.data.readers.base import MOST_OUTSIDE, Item, Listing, Reader, out_of_range
+from flatdepth.data.readers.files import printable
+from flatdepth.data.shards import (
+    INDEX_NAME,
+    SKIPPED_NAME,
+    WORK_DIR,
+    Index,
+    canonical_json,
+    concatenate,
+)
+from flatdepth.data.shards.codec import decode_frame, decode_image, depth_metres
+from flatdepth.data.shards.read import ShardSet, resolve
+from flatdepth.data.shards.write import (
+    Output,
+    Sample,
+    SetWriter,
+    Skip,
+    encode_sample,
+    refuse_other_request,
+    skip_lines,
+)
+from flatdepth.errors import BadFrame, UserError
+from flatdepth.types import DepthCodes, RawFrame
+
+LOOKED_AT = 16
+"""Frames of a packed set whose depths are summed up."""
+
+_AHEAD = 4  # items in flight per worker: hides uneven reading times, bounds memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackSummary:
+    """What ``pack`` or ``merge`` did.
+
+    Attributes:
+        out: directory of the set.
+        dataset: its short name.
+        frames, scenes, shards, bytes: what the set holds, earlier runs included.
+        skipped: reason -> number of frames left out.
+        damaged: how many of these were read and could not be used; the others are ruled out by
+            the dataset's own lists.
+        packed: frames packed by this run.
+        seconds: how long this run took.
+        already_complete: the set was finished before and nothing was done.
+        depth_m: 2 %, median and 98 % of the depths of some frames; None for pictures.
+    """
+
+    out: str
+    dataset: str
+    frames: int
+    scenes: int
+    shards: int
+    bytes: int
+    skipped: Mapping[str, int]
+    damaged: int
+    packed: int
+    seconds: float
+    already_complete: bool
+    depth_m: tuple[float, float, float] | None
+
+    def __str__(self) -> str:
+        rows = [
+            ("set", self.out),
+            ("frames", f"{self.frames} in {self.scenes} scenes"),
+            ("shards", f"{self.shards}, {_megabytes(self.bytes)}"),
+            ("bytes per frame", f"{self.bytes / self.frames:.0f}" if self.frames else "-"),
+            ("left out", str(sum(self.skipped.values()))),
+        ]
+        if self.depth_m is not None:
+            near, middle, far = (f"{depth:.3g}" for depth in self.depth_m)
+            rows.insert(2, ("depth", f"{near} .. {middle} .. {far} m (2 %, median, 98 %)"))
+        rows += [(f"  {reason}", str(n)) for reason, n in _most_frequent(self.skipped)]
+        if self.skipped:
+            rows.append(("listed in", f"{self.out.rstrip('/')}/{SKIPPED_NAME}"))
+        if self.already_complete:
+            rows.append(("state", "was complete, nothing done (raw data added since is not in it)"))
+        else:
+            rate = self.packed / max(self.seconds, 1e-9)
+            rows.append(("this run", f"{self.packed} frames, {rate:.1f}/s"))
+        return _text_table(rows)
+
+
+def pack(
+    reader: Reader,
+    out: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    part: tuple[int, int] = (1, 1),
+    shard_mb: float = 256,
+    min_valid: float = 0.01,
+    level: int = 12,
+) -> PackSummary:
+    """Pack a raw layout into a shard set.
+
+    Frames that cannot be used are named on standard error and left out, counted and listed in
+    ``skipped.jsonl`` (those that the dataset's own lists rule out without a detail). An
+    interrupted run goes on after its last finished shard when it is called again and gives the
+    same bytes as an uninterrupted one.
+
+    Args:
+        reader: the raw layout; its dataclass fields but ``raw`` are recorded as the request.
+        out: directory or fsspec URL of the set; must not be shared by runs at the same time.
+        workers: processes that read and encode; None: one per CPU; 1: this process.
+        part: (i, n): pack only the i-th of n equal ranges of the listing, 1 <= i <= n, into
+            ``out/part-i-of-n``; ``merge`` joins them.
+        shard_mb: no shard grows past this many MB (10**6 bytes), unless one sample alone does.
+        min_valid: least share of pixels with known, finite depth.
+        level: zstd level of the depth payloads, 1..22.
+
+    Raises:
+        UserError: a wrong option, a directory that holds another set, an unusable raw layout, no
+            usable frame at all, a full disk, or a worker that the system ended.
+    """
+    started = time.monotonic()
+    _check_options(workers, part, shard_mb, min_valid, level)
+    out = os.fspath(out)
+    target = out if part[1] == 1 else f"{out.rstrip('/')}/{part_name(*part)}"
+    request: dict[str, object] = {
+        "reader": type(reader).__name__,
+        "options": _options(reader),
+        "shard_mb": shard_mb,
+        "min_valid": min_valid,
+        "level": level,
+        "part": list(part),
+    }
+    output = Output(target)
+    if (finished := output.read(INDEX_NAME)) is not None:
+        index = Index.from_json(finished, f"{target}/{INDEX_NAME}")
+        refuse_other_request(target, index.request, request, finished=True)
+        output.remove_work()
+        return _summary(output, index, 0, started, already_complete=True)
+    listing = reader.list()
+    _check_listing(listing)
+    request["listing"] = _fingerprint(listing)
+    writer = SetWriter(
+        output,
+        dataset=reader.dataset,
+        kind=reader.kind,
+        request=request,
+        shard_bytes=int(shard_mb * 1e6),
+    )
+    first, last = _range_of_part(len(listing.items), part)
+    if writer.next_item == 0 and part[0] == 1:
+        for key, reason in listing.excluded:
+            writer.skip(Skip(key=key, reason=reason))
+    begin = first + writer.next_item
+    if writer.frames:
+        print(f"{target}: going on after {writer.frames} packed frames", file=sys.stderr)
+    before = writer.frames
+    try:
+        with (
+            _Progress(reader.dataset, last - first, writer.next_item) as progress,
+            _results(reader, listing.items, range(begin, last), workers, min_valid, level) as got,
+        ):
+            for number, result in got:
+                if isinstance(result, Skip):
+                    writer.skip(result)
+                    progress.say(f"left out {result.key}: {result.reason} ({result.detail})")
+                else:
+                    writer.add(number - first, result)
+                progress.step(writer.skipped)
+        if writer.frames == 0 and part[1] == 1:
+            raise UserError(_nothing_usable(output, writer.skips))
+        index = writer.finish(last - first)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left for {target}; free some and run the same command again to resume"
+        ) from error
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was ended by the system, most likely for lack of memory; run the "
+            "same command again with fewer --workers to resume"
+        ) from error
+    finally:
+        writer.abandon()
+    return _summary(output, index, writer.frames - before, started, already_complete=False)
+
+
+def part_name(i: int, n: int) -> str:
+    """Directory of part ``i`` of ``n`` below the output directory."""
+    return f"part-{i:04d}-of-{n:04d}"
+
+
+def merge(
+    directories: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+) -> PackSummary:
+    """Join the parts of one ``pack --part i/n`` into one set, in listing order.
+
+    Shards are hard-linked where the file system can and copied otherwise; the parts stay.
+
+    Args:
+        directories: local directories of the parts, or directories that hold them.
+        out: local directory of the joined set; may be the one that holds the parts.
+
+    Raises:
+        UserError: a part is missing, unfinished or of another request, or ``out`` holds a set.
+    """
+    started = time.monotonic()
+    for place in (*directories, out):
+        if not isinstance(resolve(os.fspath(place))[0], LocalFileSystem):
+            raise UserError(f"merge works on local directories only; copy {place} to one first")
+    parts = _open_parts([Path(directory) for directory in directories])
+    request = {**parts[0].index.request, "part": [1, 1]}
+    index = concatenate([part.index for part in parts], request)
+    output = Output(os.fspath(out))
+    if (finished := output.read(INDEX_NAME)) is not None:
+        if finished != index.to_json():
+            raise UserError(f"{out} holds another finished set; choose another --out")
+        return _summary(output, index, 0, started, already_complete=True)
+    sources = [Path(part.url, shard.name) for part in parts for shard in part.index.shards]
+    for source, shard in zip(sources, index.shards, strict=True):
+        _link(source, Path(out, shard.name))
+    lines = b"".join(Path(part.url, SKIPPED_NAME).read_bytes() for part in parts)
+    output.write(SKIPPED_NAME, lines)
+    output.write(INDEX_NAME, index.to_json())
+    output.remove_work()
+    return _summary(output, index, len(index), started, already_complete=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What ``verify`` found: (shard, samples, bytes) of each shard, (shard, key, what) of damage.
+
+    ``key`` is "" where the damage is not inside a sample.
+    """
+
+    shards: Sequence[tuple[str, int, int]]
+    damage: Sequence[tuple[str, str, str]]
+
+    def __str__(self) -> str:
+        damaged = Counter(shard for shard, _, _ in self.damage)
+        rows = [("shard", "samples", "size", "state")]
+        for name, samples, size in self.shards:
+            state = f"DAMAGED ({damaged[name]})" if name in damaged else "ok"
+            rows.append((name, str(samples), _megabytes(size), state))
+        lines = [_text_table(rows)]
+        lines += [
+            f"damaged: {shard}" + (f", sample {key}" if key else "") + f": {what}"
+            for shard, key, what in self.damage
+        ]
+        return "\n".join(lines)
+
+
+def verify(url: str | os.PathLike[str], workers: int | None = None) -> Verification:
+    """Check every byte of a set: sizes, SHA-256, tar headers against the index, all decoding.
+
+    Args:
+        url: directory or fsspec URL of the set.
+        workers: threads, one shard each; None: one per CPU.
+
+    Raises:
+        UserError: there is no finished set or its index is unusable.
+    """
+    _check_workers(workers)
+    with ShardSet.open(url, check_sizes=False) as shards:
+        numbers = range(len(shards.index.shards))
+        with (
+            _Progress(shards.dataset, len(shards), 0) as progress,
+            ThreadPoolExecutor(workers or cpus()) as pool,
+        ):
+            found = list(pool.map(lambda n: _verify_shard(shards, n, progress), numbers))
+        return Verification(
+            shards=[(shard.name, shard.samples, shard.bytes) for shard in shards.index.shards],
+            damage=[damage for group in found for damage in group],
+        )
+
+
+def ls(url: str | os.PathLike[str]) -> str:
+    """A table of the shard set at a path or URL, or of all sets below it.
+
+    Raises:
+        UserError: there is none.
+    """
+    sets = [ShardSet.open(found, check_sizes=False) for found in _find_sets(os.fspath(url))]
+    if not sets:
+        ShardSet.open(url)  # says what is there instead
+    rows = [("set", "data set", "kind", "samples", "scenes", "splits", "size", "bytes/frame")]
+    for shards in sets:
+        size = sum(shard.bytes for shard in shards.index.shards)
+        splits = Counter(shards.splits)
+        rows.append(
+            (
+                shards.url,
+                shards.dataset,
+                shards.kind,
+                str(len(shards)),
+                str(len(set(shards.scenes))),
+                " ".join(f"{name or '-'}:{n}" for name, n in sorted(splits.items())) or "-",
+                _megabytes(size),
+                f"{size / len(shards):.0f}" if len(shards) else "-",
+            )
+        )
+    return _text_table(rows)
+
+
+def export(
+    url: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    codes_per_metre: float = 1000.0,
+    workers: int | None = None,
+) -> str:
+    """Write a set as plain files for other tools.
+
+    ``image/<key>.jpg|png|webp`` is the stored image; ``depth/<key>.png`` is planar z as 16-bit
+    PNG, ``code = round(z * codes_per_metre)``, 0 where unknown and 65535 for sky and for
+    everything too far to code (with 1000 codes per metre from 65.535 m on: treat 65535 as unknown
+    unless you need the sky); ``camera/<key>.json`` holds the intrinsics with the pixel centres of
+    ``flatdepth.types`` (integer + 0.5).
+
+    Returns:
+        One sentence that says what was written, with the number of saturated pixels.
+
+    Raises:
+        UserError: there is no set, a sample is damaged, or ``out`` is not empty.
+    """
+    if not 0 < codes_per_metre < np.inf:
+        raise UserError(f"--codes_per_metre must be above 0, not {codes_per_metre}")
+    _check_workers(workers)
+    root = Path(out)
+    if root.exists() and any(root.iterdir()):
+        raise UserError(f"{out} is not empty; choose another --out")
+    with (
+        ShardSet.open(url) as shards,
+        _Progress(shards.dataset, len(shards), 0) as progress,
+        ThreadPoolExecutor(workers or cpus()) as pool,
+    ):
+
+        def write(i: int) -> int:
+            beyond = _export_sample(shards.read(i), root, codes_per_metre)
+            progress.step(0)
+            return beyond
+
+        saturated = sum(pool.map(write, range(len(shards))))
+        return (
+            f"wrote {len(shards)} samples to {out}; {saturated} pixels with known depth lie "
+            f"beyond {65535 / codes_per_metre:g} m and share code 65535 with the sky"
+        )
+
+
+def check_frame(raw: RawFrame, reader: Reader, min_valid: float = 0.01) -> None:
+    """Check that a frame can be trained on.
+
+    Readers of rendered data may have an attribute ``max_constant_share``: a frame in which one
+    value makes up more than that share of the valid depth is a failed rendering.
+
+    Raises:
+        BadFrame: image or depth do not decode, differ in shape from each other or from what the
+            reader says, or the depth is mostly unknown, out of range or constant.
+        ValueError: the reader breaks its contract (its kind and the frame's members differ).
+    """
+    image = decode_image(raw.image)
+    if image.shape[:2] != (raw.height, raw.width):
+        raise BadFrame(
+            "image size differs from its description",
+            f"{image.shape[1]}x{image.shape[0]}, described as {raw.width}x{raw.height}",
+        )
+    if reader.kind == "art":
+        if raw.depth is not None:
+            raise ValueError(f"{raw.key}: a reader of art gave depth")
+        return
+    if raw.depth is None or raw.K_px is None:
+        raise ValueError(f"{raw.key}: a reader of depth gave no depth or intrinsics")
+    if raw.depth.codes.shape != image.shape[:2]:
+        shapes = f"depth {raw.depth.codes.shape}, image {image.shape[:2]}"
+        raise BadFrame("depth and image differ in shape", shapes)
+    _check_depth(raw.depth, depth_metres(raw.depth, raw.K_px), reader, min_valid)
+
+
+def _check_depth(codes: DepthCodes, depth_m: np.ndarray, reader: Reader, min_valid: float) -> None:
+    low_m, high_m = reader.depth_range_m
+    known = ~np.isnan(depth_m) & ~np.isposinf(depth_m)
+    share = known.mean()
+    if share < min_valid or share == 0:
+        raise BadFrame("too little valid depth", f"{share:.2%} of the pixels")
+    valid_m = depth_m[known]
+    outside = (valid_m <= low_m) | (valid_m > high_m)
+    if (valid_m <= 0).any() or outside.mean() > MOST_OUTSIDE:
+        raise out_of_range(valid_m, reader.depth_range_m)
+    max_share: float | None = getattr(reader, "max_constant_share", None)
+    if max_share is not None:
+        counts = np.bincount(codes.codes.view(np.uint16)[known])
+        if (constant := counts.max() / valid_m.size) > max_share:
+            raise BadFrame("depth mostly constant", f"one value has {constant:.0%} of the pixels")
+
+
+# Reading in parallel. Workers keep their reader, so that what it caches is read once.
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    reader: Reader
+    min_valid: float
+    level: int
+
+    def __call__(self, item: Item) -> Sample | Skip:
+        try:
+            raw = self.reader.read(item)
+            check_frame(raw, self.reader, self.min_valid)
+            return encode_sample(raw, self.level)
+        except BadFrame as error:
+            detail = printable(error.detail or "no more is known")
+            return Skip(key=item.key, reason=error.reason, detail=detail)
+        except Exception as error:
+            error.add_note(f"while packing {item.key}")
+            raise
+
+
+_worker_job: _Job | None = None
+
+
+def _start_worker(job: _Job) -> None:
+    global _worker_job
+    _worker_job = job
+    # Ctrl-C reaches the whole process group; the parent alone decides what happens.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A killed parent cannot stop its pool, whose workers would wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(item: Item) -> Sample | Skip:
+    assert _worker_job is not None
+    return _worker_job(item)
+
+
+@contextmanager
+def _results(
+    reader: Reader,
+    items: Sequence[Item],
+    numbers: range,
+    workers: int | None,
+    min_valid: float,
+    level: int,
+) -> Iterator[Iterator[tuple[int, Sample | Skip]]]:
+    """(number, result) of ``items[number]`` for the given numbers, in order."""
+    job = _Job(reader, min_valid, level)
+    workers = min(workers or cpus(), max(len(numbers), 1))
+    if workers == 1:
+        yield ((number, job(items[number])) for number in numbers)
+        return
+    # spawn: fork would copy threads and locks of libraries in unknown states.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(job,)
+    )
+    try:
+        todo = (items[number] for number in numbers)
+        yield zip(numbers, _in_order(pool, todo, _AHEAD * workers), strict=True)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(pool: Executor, items: Iterator[Item], ahead: int) -> Iterator[Sample | Skip]:
+    pending: deque[Future[Sample | Skip]] = deque(
+        pool.submit(_work, item) for item in islice(items, ahead)
+    )
+    while pending:
+        yield pending.popleft().result()
+        pending.extend(pool.submit(_work, item) for item in islice(items, 1))
+
+
+def cpus() -> int:
+    """The number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Progress:
+    """A progress bar on a terminal, a line every few seconds elsewhere. Counts are thread-safe."""
+
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self._name, self._total, self._done, self._first = name, total, done, done
+        self._lock = threading.Lock()
+        self._bar: tqdm | None = None
+        self._started = self._printed = time.monotonic()
+
+    def __enter__(self) -> "_Progress":
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._total, initial=self._done, desc=self._name, unit="frame", smoothing=0.1
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, message: str) -> None:
+        """A line that does not break the bar."""
+        with self._lock:
+            tqdm.write(message, file=sys.stderr)
+
+    def step(self, skipped: int) -> None:
+        with self._lock:
+            self._done += 1
+            if self._bar is not None:
+                if skipped:
+                    self._bar.set_postfix(skipped=skipped, refresh=False)
+                self._bar.update()
+            elif (now := time.monotonic()) - self._printed >= 5:
+                self._printed = now
+                rate = (self._done - self._first) / (now - self._started)
+                left = (self._total - self._done) / rate
+                print(
+                    f"{self._name}: {self._done}/{self._total} frames, {rate:.1f}/s, "
+                    f"{left / 60:.1f} min left" + (f", {skipped} left out" if skipped else ""),
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+# The request, and which items it means.
+
+
+def _check_options(
+    workers: int | None, part: tuple[int, int], shard_mb: float, min_valid: float, level: int
+) -> None:
+    _check_workers(workers)
+    if not 1 <= part[0] <= part[1]:
+        raise UserError(f"--part must be i/n with 1 <= i <= n, not {part[0]}/{part[1]}")
+    if not 0 < shard_mb < np.inf:
+        raise UserError(f"--shard_mb must be above 0, not {shard_mb}")
+    if not 0 <= min_valid <= 1:
+        raise UserError(f"--min_valid must be a share of 0..1, not {min_valid}")
+    if not 1 <= level <= 22:
+        raise UserError(f"--level must be 1..22, not {level}")
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be 1 or more, not {workers}")
+
+
+def _options(reader: Reader) -> dict[str, object]:
+    """The reader's options as JSON values.
+
+    Without ``raw``: the same data in another place is the same request.
+    """
+    values = {f.name: getattr(reader, f.name) for f in fields(reader) if f.name != "raw"}  # type: ignore[arg-type]
+    as_json: dict[str, object] = json.loads(
+        # Paths become strings, and so do the non-finite numbers that JSON does not have.
+        json.dumps(values, default=str),
+        parse_constant=str,
+    )
+    return as_json
+
+
+def _check_listing(listing: Listing) -> None:
+    keys = [item.key for item in listing.items]
+    if any(a >= b for a, b in pairwise(keys)):
+        raise ValueError("a reader must list its items sorted by key, without duplicates")
+
+
+def _fingerprint(listing: Listing) -> dict[str, object]:
+    rows = [[item.key, item.scene, item.split] for item in listing.items]
+    digest = hashlib.sha256(canonical_json([rows, [list(row) for row in listing.excluded]]))
+    return {"items": len(rows), "sha256": digest.hexdigest()}
+
+
+def _range_of_part(items: int, part: tuple[int, int]) -> tuple[int, int]:
+    i, n = part
+    return (i - 1) * items // n, i * items // n
+
+
+def _nothing_usable(output: Output, skips: list[Skip]) -> str:
+    output.write(SKIPPED_NAME, skip_lines(skips))
+    output.remove_work()  # there is nothing to resume, and other options shall not be refused
+    if not skips:
+        return "the raw layout holds no frame"
+    (reason, n), *_ = _most_frequent(Counter(skip.reason for skip in skips))
+    example = next(skip for skip in skips if skip.reason == reason)
+    detail = f", such as {example.key}: {example.detail}" if example.detail else ""
+    return (
+        f"none of {len(skips)} frames can be used ({n}: {reason}{detail}); "
+        f"all are listed in {output.url}/{SKIPPED_NAME}"
+    )
+
+
+def _summary(
+    output: Output, index: Index, packed: int, started: float, *, already_complete: bool
+) -> PackSummary:
+    listed = (json.loads(line) for line in (output.read(SKIPPED_NAME) or b"").splitlines())
+    return PackSummary(
+        out=output.url,
+        dataset=index.dataset,
+        frames=len(index),
+        scenes=len(set(index.scenes)),
+        shards=len(index.shards),
+        bytes=sum(shard.bytes for shard in index.shards),
+        skipped=index.skipped,
+        damaged=sum(bool(row["detail"]) for row in listed),
+        packed=packed,
+        seconds=time.monotonic() - started,
+        already_complete=already_complete,
+        depth_m=_depths(output.url, index) if index.kind == "depth" and len(index) else None,
+    )
+
+
+def _depths(url: str, index: Index) -> tuple[float, float, float]:
+    """2 %, median and 98 % of the known depths of evenly spaced frames of a set, in metres."""
+    with ShardSet(url, *resolve(url), index) as shards:
+        places = np.unique(np.linspace(0, len(shards) - 1, LOOKED_AT).round().astype(int))
+        frames = [decode_frame(shards.read(place)) for place in places]
+    some = [frame.depth_m[::4, ::4] for frame in frames]
+    known = np.concatenate([depth[np.isfinite(depth)] for depth in some])
+    if len(known) == 0:
+        return math.nan, math.nan, math.nan
+    near, middle, far = np.percentile(known, (2, 50, 98)).tolist()
+    return near, middle, far
+
+
+# Parts.
+
+
+def _open_parts(directories: list[Path]) -> list[ShardSet]:
+    """The parts of one request, all of them, in order."""
+    found = []
+    for directory in directories:
+        inside = sorted(directory.glob("part-*-of-*"))
+        found += inside if inside else [directory]
+    parts = [ShardSet.open(path) for path in found]
+    if not parts:
+        raise UserError("name the directories of the parts to merge")
+    numbers = [_part_of(part) for part in parts]
+    for part in parts:
+        wanted = {**parts[0].index.request, "part": part.index.request["part"]}
+        refuse_other_request(part.url, part.index.request, wanted, finished=True)
+    n = numbers[0][1]
+    if any(number[1] != n for number in numbers) or len(set(numbers)) != len(numbers):
+        raise UserError(
+            f"the parts {', '.join(f'{i}/{m}' for i, m in sorted(numbers))} do not belong to one "
+            "partition; name each part of one partition once"
+        )
+    if missing := sorted(set(range(1, n + 1)) - {i for i, _ in numbers}):
+        raise UserError(f"part {missing[0]}/{n} is missing; pack it with --part {missing[0]}/{n}")
+    order = sorted(range(len(parts)), key=lambda k: numbers[k])
+    return [parts[k] for k in order]
+
+
+def _part_of(part: ShardSet) -> tuple[int, int]:
+    match part.index.request.get("part"):
+        case [int(i), int(n)]:
+            return i, n
+    raise UserError(f"{part.url} is not a part: it was not made by tools/pack.py --part i/n")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a finished shard a second name; copy it where hard links do not reach."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+    temporary.replace(target)
+
+
+# Checking.
+
+
+def _verify_shard(shards: ShardSet, number: int, progress: _Progress) -> list[tuple[str, str, str]]:
+    shard = shards.index.shards[number]
+    rows = np.flatnonzero(shards.index.shard == number).tolist()
+    expected = {
+        f"{shards.keys[i]}.{ext}": (int(table[i, 0]), int(table[i, 1]))
+        for i in rows
+        for ext, table in shards.index.members.items()
+        if table[i, 0] >= 0
+    }
+    broken = ""
+    try:
+        with shards.open_shard(number) as file:
+            size, sha256 = _digest(file)
+            file.seek(0)
+            if _tar_listing(file) != expected:
+                broken = "tar headers differ from the index"
+    except tarfile.TarError as error:
+        broken = f"not a whole tar ({error})"
+    except OSError as error:
+        return [(shard.name, "", f"cannot be read ({error})")]
+    damage = []
+    ends = shards.index.spans()[:, 1]
+    for i in rows:
+        beyond = ends[i] > size  # not read: a damaged index may announce any length
+        what = f"ends at byte {ends[i]} of {size}" if beyond else _sample_damage(shards, i)
+        if what:
+            damage.append((shard.name, shards.keys[i], what))
+        progress.step(0)
+    if size != shard.bytes:
+        broken = f"{size} bytes instead of {shard.bytes}"
+    elif not broken and not damage and sha256 != shard.sha256:
+        broken = "SHA-256 differs outside the samples' bytes"
+    return ([(shard.name, "", broken)] if broken else []) + damage
+
+
+def _digest(file: io.IOBase) -> tuple[int, str]:
+    """Size and SHA-256 of a file."""
+    size, sha256 = 0, hashlib.sha256()
+    while block := file.read(1 << 22):
+        size += len(block)
+        sha256.update(block)
+    return size, sha256.hexdigest()
+
+
+def _tar_listing(file: io.IOBase) -> dict[str, tuple[int, int]]:
+    """Member name -> offset and length, from the headers."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        return {member.name: (member.offset_data, member.size) for member in tar}
+
+
+def _sample_damage(shards: ShardSet, i: int) -> str:
+    """What is wrong with a sample's bytes, "" if nothing."""
+    try:
+        if zlib.crc32(shards.read_bytes(i)) != shards.index.crc32[i]:
+            return "checksum differs"
+        raw = shards.read(i)
+        image = decode_image(raw.image) if raw.depth is None else decode_frame(raw).image
+        if image.shape[:2] != tuple(shards.sizes[i]):
+            return "image size differs from the index"
+    except (UserError, BadFrame, ValueError) as error:
+        return str(error)
+    return ""
+
+
+# Finding and exporting.
+
+
+def _find_sets(url: str) -> list[str]:
+    """Directories at and below ``url`` that hold an index; nothing below one is looked at."""
+    fs, root = resolve(url)
+    if isinstance(fs, LocalFileSystem):
+        return [str(path) for path in _find_local_sets(Path(url))]
+    found = sorted(path for path in fs.find(root) if path.endswith(f"/{INDEX_NAME}"))
+    return [fs.unstrip_protocol(path.removesuffix(f"/{INDEX_NAME}")) for path in found]
+
+
+def _find_local_sets(directory: Path) -> list[Path]:
+    if (directory / INDEX_NAME).is_file():
+        return [directory]
+    if not directory.is_dir():
+        return []
+    below = sorted(path for path in directory.iterdir() if path.is_dir() and path.name != WORK_DIR)
+    return [found for path in below for found in _find_local_sets(path)]
+
+
+def _export_sample(raw: RawFrame, root: Path, codes_per_metre: float) -> int:
+    """Write a sample's files; the number of pixels with known depth beyond the codes."""
+    _write_file(root / "image" / f"{raw.key}.{raw.image_ext}", raw.image)
+    if raw.depth is None or raw.K_px is None:
+        return 0
+    depth_m = depth_metres(raw.depth, raw.K_px)
+    unknown = np.isnan(depth_m)
+    scaled = np.rint(np.where(unknown, 0, depth_m).astype(np.float64) * codes_per_metre)
+    codes = np.clip(scaled, 1, 65535).astype(np.uint16)
+    codes[unknown] = 0
+    _write_file(root / "depth" / f"{raw.key}.png", _png16(codes))
+    _write_file(root / "camera" / f"{raw.key}.json", _camera_json(raw, codes_per_metre))
+    return int(((scaled >= 65535) & np.isfinite(scaled)).sum())
+
+
+def _png16(codes: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(codes).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _camera_json(raw: RawFrame, codes_per_metre: float) -> bytes:
+    assert raw.K_px is not None
+    about = {
+        "K_px": raw.K_px.tolist(),
+        "pixel_centres": "integer + 0.5",
+        "width": raw.width,
+        "height": raw.height,
+        "depth": "planar z",
+        "codes_per_metre": codes_per_metre,
+        "scene": raw.scene,
+        "split": raw.split,
+    }
+    return json.dumps(about, indent=2).encode() + b"\n"
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+# Words.
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def _most_frequent(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+
+
+def _text_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+    return "\n".join(lines)

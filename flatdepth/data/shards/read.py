@@ -1,0 +1,299 @@
+"""Reading shard sets: any sample of any shard in one range read, local or remote."""
+
+import io
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, SupportsIndex
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
+
+from flatdepth.data.shards import DEPTH_EXT, INDEX_NAME, JSON_EXT, WORK_DIR, Index
+from flatdepth.data.shards.codec import decode_depth
+from flatdepth.errors import BadFrame, UserError
+from flatdepth.types import RawFrame
+
+ATTEMPTS = 5
+"""How often a remote read is tried before it counts as failed."""
+
+FIRST_PAUSE_SECONDS = 0.5
+"""Wait before the second attempt; every further one takes twice as long as the one before."""
+
+_MAX_DESCRIPTORS = 256
+
+
+def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or fsspec URL, and the path in it.
+
+    Raises:
+        UserError: the protocol is unknown or its package is not installed.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = "http" if url.startswith("http") else url.partition(":")[0]
+        fix = f"; pip install 'flatdepth[{extra}]'" if extra in ("http", "s3") else ""
+        raise UserError(f"cannot open {url!r}: {error}{fix}") from error
+    except ValueError as error:
+        raise UserError(f"cannot open {url!r}: {error}") from error
+    return fs, path.rstrip("/") or path
+
+
+class ShardSet:
+    """A shard set opened for random access. All methods may be called from many threads.
+
+    Attributes:
+        url: the directory or URL it was opened from.
+        root: its path in its file system.
+        index: its index; the columns below are taken from it.
+        keys, scenes, splits: one string per sample.
+        sizes: (N, 2) int64 image height and width in pixels.
+    """
+
+    def __init__(self, url: str, fs: fsspec.AbstractFileSystem, root: str, index: Index) -> None:
+        self.url = url
+        self.index = index
+        self.keys: Sequence[str] = index.keys
+        self.scenes: Sequence[str] = index.scenes
+        self.splits: Sequence[str] = index.splits
+        self.sizes: NDArray[np.int64] = index.sizes
+        self._fs = fs
+        self.root = root
+        self._spans = index.spans()
+        self._image_exts = index.image_exts()
+        self._pread = isinstance(fs, LocalFileSystem) and hasattr(os, "pread")
+        self._descriptors: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str], check_sizes: bool = True) -> "ShardSet":
+        """Open the set in a directory, at an fsspec URL, or at the path of its ``index.json``.
+
+        Args:
+            url: where the set is.
+            check_sizes: compare the sizes of local shards with the index at once, rather than
+                find a truncated one hours later.
+
+        Raises:
+            UserError: there is no finished set, its index is unusable, or a shard is missing or
+                of another size.
+        """
+        url = os.fspath(url)
+        fs, root = resolve(url)
+        root = root.removesuffix(f"/{INDEX_NAME}")
+        try:
+            data = _cat(fs, f"{root}/{INDEX_NAME}")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(_how_to_make(url, fs, root)) from error
+        except OSError as error:
+            raise UserError(f"cannot read {url}/{INDEX_NAME}: {error}") from error
+        shards = cls(url, fs, root, Index.from_json(data, f"{url}/{INDEX_NAME}"))
+        if check_sizes and isinstance(fs, LocalFileSystem):
+            shards._check_sizes()
+        return shards
+
+    @property
+    def dataset(self) -> str:
+        """Short name of the data set."""
+        return self.index.dataset
+
+    @property
+    def kind(self) -> str:
+        """``"depth"`` for RGB-D frames, ``"art"`` for pictures without depth."""
+        return self.index.kind
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, i: SupportsIndex) -> RawFrame:
+        """Sample ``i`` as it was packed: image bytes untouched, depth codes bit for bit.
+
+        Raises:
+            UserError: its shard is missing, truncated or damaged at this sample.
+        """
+        i = int(i)
+        blob = self.read_bytes(i)
+        start = int(self._spans[i, 0])
+        parts = {}
+        for ext, table in self.index.members.items():
+            offset, length = (int(v) for v in table[i])
+            if offset >= 0:
+                parts[ext] = blob[offset - start : offset - start + length]
+        try:
+            return _raw_frame(self.keys[i], parts, self._image_exts[i])
+        except BadFrame as error:
+            raise UserError(
+                f"{self.shard_path(int(self.index.shard[i]))}: sample {self.keys[i]} is damaged "
+                f"({error}); find all damage with: python tools/pack.py verify {self.url}"
+            ) from error
+
+    def read_bytes(self, i: SupportsIndex) -> bytes:
+        """The bytes of sample ``i`` from its first member to its last, tar headers between."""
+        i = int(i)
+        start, end = (int(v) for v in self._spans[i])
+        number = int(self.index.shard[i])
+        path = self.shard_path(number)
+        try:
+            if self._pread:
+                blob = self._read_local(number, path, start, end - start)
+            else:
+                blob = _cat(self._fs, path, start, end)
+        except OSError as error:
+            raise UserError(f"cannot read shard {path}: {error}") from error
+        if len(blob) > end - start:
+            raise UserError(
+                f"cannot read shard {path}: its server sends whole files instead of the range that "
+                "was asked for; take a server with range requests, or copy the set to a local disk"
+            )
+        if len(blob) < end - start:
+            raise UserError(
+                f"shard {path} is truncated: sample {self.keys[i]} needs {end} bytes; "
+                "copy or pack it again"
+            )
+        return blob
+
+    def shard_path(self, number: int) -> str:
+        """Path of a shard in the set's file system."""
+        return f"{self.root}/{self.index.shards[number].name}"
+
+    def open_shard(self, number: int) -> io.IOBase:
+        """A whole shard as a file. Raises OSError if it cannot be opened."""
+        file: io.IOBase = self._fs.open(self.shard_path(number), "rb")
+        return file
+
+    def close(self) -> None:
+        """Close the descriptors; the set can still be read and will open them again."""
+        with self._lock:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
+
+    def __enter__(self) -> "ShardSet":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
+
+    def _read_local(self, number: int, path: str, offset: int, length: int) -> bytes:
+        # Threads share a descriptor: pread has no position. Sets of more shards than fit open
+        # theirs for each read, so that no descriptor is ever closed under another thread.
+        with self._lock:
+            descriptor = self._descriptors.get(number)
+            if descriptor is None and len(self._descriptors) < _MAX_DESCRIPTORS:
+                descriptor = self._descriptors[number] = os.open(path, os.O_RDONLY)
+        if descriptor is not None:
+            return os.pread(descriptor, length, offset)
+        with Path(path).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
+
+    def _check_sizes(self) -> None:
+        for number, shard in enumerate(self.index.shards):
+            path = Path(self.shard_path(number))
+            if not path.is_file():
+                raise UserError(f"shard {path} is missing; copy it there or pack the set again")
+            if (found := path.stat().st_size) != shard.bytes:
+                raise UserError(
+                    f"shard {path} has {found} bytes where its index says {shard.bytes}; "
+                    "copy or pack it again"
+                )
+
+
+def _cat(
+    fs: fsspec.AbstractFileSystem, path: str, start: int | None = None, end: int | None = None
+) -> bytes:
+    """Bytes of a file; a remote read that fails on the way is tried again, more slowly each time.
+
+    Raises:
+        OSError: the file is missing or may not be read, or the last attempt failed.
+    """
+    attempts = 1 if isinstance(fs, LocalFileSystem) else ATTEMPTS
+    for attempt in range(attempts):
+        try:
+            blob: bytes = fs.cat_file(path, start=start, end=end)
+            return blob
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            raise
+        except Exception as error:  # every kind of file system has its own errors for a lost line
+            if attempt + 1 == attempts:
+                raise OSError(f"{type(error).__name__}: {error} ({attempts} attempts)") from error
+            pause = FIRST_PAUSE_SECONDS * 2**attempt
+            print(f"note: {path}: {error!r}; trying again in {pause:g} s", file=sys.stderr)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _raw_frame(key: str, parts: Mapping[str, bytes], image_ext: str) -> RawFrame:
+    """Assemble a sample's members; BadFrame if they are damaged or belong to another key."""
+    try:
+        about: dict[str, Any] = json.loads(parts[JSON_EXT])
+        if about["key"] != key:
+            raise ValueError(f"key {about['key']!r}")
+        depth = decode_depth(parts[DEPTH_EXT], about["depth"]) if DEPTH_EXT in parts else None
+        return RawFrame(
+            key=key,
+            dataset=str(about["dataset"]),
+            scene=str(about["scene"]),
+            image=parts[image_ext],
+            image_ext=image_ext,
+            width=int(about["width"]),
+            height=int(about["height"]),
+            depth=depth,
+            K_px=None if about["K_px"] is None else _intrinsics(about["K_px"]),
+            split=str(about["split"]),
+            meta=dict(about["meta"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise BadFrame("description unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _intrinsics(rows: object) -> NDArray[np.float64]:
+    K_px = np.array(rows, dtype=np.float64)
+    if not is_intrinsics(K_px):
+        raise ValueError(f"intrinsics {rows!r:.200}")
+    return K_px
+
+
+def is_intrinsics(K_px: NDArray[np.float64]) -> bool:
+    """Whether a matrix is (3, 3), finite, upper triangular with K[2, 2] = 1 and fx, fy > 0."""
+    if K_px.shape != (3, 3):
+        return False
+    (fx, skew, cx), (yx, fy, cy), last = K_px.tolist()
+    finite = all(math.isfinite(value) for value in (fx, skew, cx, fy, cy))
+    return finite and fx > 0 and fy > 0 and yx == 0 and last == [0, 0, 1]
+
+
+def _how_to_make(url: str, fs: fsspec.AbstractFileSystem, root: str) -> str:
+    """Why there is no set at ``url`` and what to do about it."""
+    try:
+        names = {path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)}
+    except OSError:
+        names = set()
+    if WORK_DIR in names:
+        return f"packing into {url} is not finished; run the same pack command again to resume it"
+    if any(name.startswith("part-") for name in names):
+        return f"{url} holds parts of a set; join them with: python tools/pack.py merge {url}"
+    below = sorted(name for name in names if fs.exists(f"{root}/{name}/{INDEX_NAME}"))
+    if below:
+        return f"{url} is not a shard set itself; name one below it ({', '.join(below)})"
+    return (
+        f"there is no shard set at {url} ({INDEX_NAME} not found); make one with: "
+        f"python tools/pack.py DATASET --raw DIR --out {url}"
+    )

@@ -1,0 +1,1 @@
+"""Figures: metrics, protocols, validation while training, checkpoints side by side, folds."""

@@ -1,0 +1,213 @@
+"""Validation: every image clean, and again with mirrors and art of a fixed seed.
+
+Each validation image is evaluated exactly once over all ranks, at the network's input resolution,
+and only per-image rows are gathered, so the figures depend neither on the number of devices nor on
+the batch size.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from flatdepth.augment.draw.composite import paste
+from flatdepth.config import TrainConfig
+from flatdepth.data.frames import Corpus
+from flatdepth.data.loader import Sample, in_order, to_device, validation_sample
+from flatdepth.judge.metrics import RegionTable, image_metrics, region_masks
+from flatdepth.judge.protocol import align_inverse_depth
+from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.precision import autocast
+from flatdepth.show.pictures import (
+    colour_depth,
+    colour_error,
+    colour_region,
+    contact_sheet,
+    depth_limits,
+)
+from flatdepth.types import Batch
+
+ERROR_LIMIT = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The result of one validation.
+
+    Attributes:
+        table: region -> metric -> value, as ``RegionTable.result`` gives it.
+        sheet: contact sheet of a few pasted validation images; None off the main process.
+    """
+
+    table: Mapping[str, Mapping[str, float]]
+    sheet: Image.Image | None
+
+
+def protocol(config: TrainConfig) -> str:
+    """The conditions of the figures, in one sentence."""
+    alignment = (
+        "no alignment"
+        if config.model.kind == "metric"
+        else "scale and shift aligned in inverse depth by least squares over each image"
+    )
+    return (
+        f"{config.model.kind} depth, {alignment}, {config.data.min_depth_m:g} to "
+        f"{config.model.max_depth_m:g} m, central view resized to {config.data.height} x "
+        f"{config.data.width} px, no further crop; mean over images"
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: DepthAnythingV2,
+    corpus: Corpus,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    *,
+    title: str,
+) -> Evaluation:
+    """Evaluate a model on the validation samples; collective over all ranks.
+
+    Args:
+        model: the bare model (not wrapped for data parallelism), on the accelerator's device.
+        title: heading of the contact sheet.
+    """
+    places = corpus.val_places(config.eval.images)
+    shown = set(np.linspace(0, len(places) - 1, config.eval.pictures).round().astype(int).tolist())
+    ranks = accelerator.num_processes
+    rounds = -(-len(places) // ranks)
+    # Where places run out a rank repeats one and does not count it: with FSDP all ranks must call
+    # the model equally often.
+    mine = [
+        (accelerator.process_index + ranks * i, pasted)
+        for i in range(rounds)
+        for pasted in (False, True)
+    ]
+    table = RegionTable()
+    rows: dict[int, _Row] = {}
+    was_training = model.training
+    model.eval()
+
+    def load(task: tuple[int, bool]) -> Sample:
+        subset, place = places[task[0] % len(places)]
+        return validation_sample(corpus, config, corpus.val[subset], place, pasted=task[1])
+
+    samples = in_order(load, mine, threads=config.data.threads, ahead=4 * config.eval.batch)
+    tasks = iter(mine)
+    for chunk in _chunks(samples, config.eval.batch):
+        chunk_tasks = [next(tasks) for _ in chunk]
+        batch, pred_m = predict_depth(model, chunk, config, accelerator)
+        for position, (number, pasted) in enumerate(chunk_tasks):
+            if number >= len(places):
+                continue
+            one = slice(position, position + 1)
+            _add(table, batch, pred_m, one, pasted, config)
+            if pasted and number in shown and accelerator.is_main_process:
+                rows[number] = _row(batch, pred_m, position, chunk[position])
+    model.train(was_training)
+    keys, values = _gather(table, accelerator)
+    whole = RegionTable()
+    whole.merge(keys, values)
+    sheet = _sheet(rows, title) if accelerator.is_main_process and rows else None
+    return Evaluation(table=whole.result(), sheet=sheet)
+
+
+def predict_depth(
+    model: DepthAnythingV2, samples: list[Sample], config: TrainConfig, accelerator: Accelerator
+) -> tuple[Batch, Float[Tensor, "b 1 h w"]]:
+    """The pasted batch and the depth in metres that the model says, aligned if it is relative."""
+    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+    batch, plans, _ = to_device(
+        samples,
+        accelerator.device,
+        depth_range_m=depth_range_m,
+    )
+    batch = paste(batch, plans, depth_range_m=depth_range_m)
+    with autocast(accelerator):
+        prediction = model(batch.image)
+    prediction = prediction.float()
+    if model.kind == "relative":
+        prediction = align_inverse_depth(prediction, batch.depth_m, batch.valid, depth_range_m)
+    return batch, prediction
+
+
+def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    chunk: list[Sample] = []
+    for sample in samples:
+        chunk.append(sample)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _add(
+    table: RegionTable,
+    batch: Batch,
+    pred_m: Tensor,
+    one: slice,
+    pasted: bool,
+    config: TrainConfig,
+) -> None:
+    masks = region_masks(batch.region[one], batch.valid[one], pasted=pasted)
+    for name, mask in masks.items():
+        values, pixels = image_metrics(
+            pred_m[one],
+            batch.depth_m[one],
+            mask,
+            min_m=config.data.min_depth_m,
+            max_m=config.model.max_depth_m,
+        )
+        table.add(batch.sample[one].cpu(), name, values.cpu(), pixels.cpu())
+
+
+def _gather(table: RegionTable, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    keys, values = (part.to(accelerator.device) for part in table.state())
+    keys = accelerator.gather(accelerator.pad_across_processes(keys, pad_index=-1))
+    values = accelerator.gather(accelerator.pad_across_processes(values))
+    return keys.cpu(), values.cpu()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    panels: list[np.ndarray]
+    title: str
+    limits_m: tuple[float, float]
+
+
+def _row(batch: Batch, pred_m: Tensor, position: int, sample: Sample) -> _Row:
+    image = (batch.image[position].movedim(0, -1) * 255).round().to(torch.uint8).cpu().numpy()
+    valid = batch.valid[position, 0].cpu().numpy()
+    truth = np.where(valid, batch.depth_m[position, 0].cpu().numpy(), np.float32(np.nan))
+    prediction = pred_m[position, 0].cpu().numpy()
+    low, high = depth_limits(truth, valid)
+    kinds = ", ".join(paste.describe() for paste in sample.plan)
+    return _Row(
+        panels=[
+            image,
+            colour_depth(truth, low_m=low, high_m=high),
+            colour_depth(prediction, low_m=low, high_m=high),
+            colour_error(prediction, truth, valid, ERROR_LIMIT),
+            colour_region(image, batch.region[position, 0].cpu().numpy()),
+        ],
+        title=f"{sample.frame.dataset} {sample.frame.key}\n{kinds}",
+        limits_m=(low, high),
+    )
+
+
+def _sheet(rows: Mapping[int, _Row], title: str) -> Image.Image:
+    ordered = [rows[number] for number in sorted(rows)]
+    return contact_sheet(
+        [row.panels for row in ordered],
+        ["image", "truth", "prediction", "relative error", "region"],
+        [row.title for row in ordered],
+        title=title,
+        limits_m=[row.limits_m for row in ordered],
+        error_limit=ERROR_LIMIT,
+    )

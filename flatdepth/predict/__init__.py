@@ -1,0 +1,1 @@
+"""Depth of anybody's pictures: inputs, tiles, files, point clouds."""

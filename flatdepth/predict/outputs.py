@@ -1,0 +1,236 @@
+"""A prediction as files: 16-bit PNG, npy, colours, side by side, point cloud, description.
+
+Everything is made from arrays, so nothing of the input's metadata can travel along.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8, UInt16
+from PIL import Image
+
+import flatdepth
+from flatdepth.models.depth_anything import Kind
+from flatdepth.predict.pointcloud import depth_edges, ply_bytes, unproject
+from flatdepth.show.pictures import colour_depth, depth_limits
+
+Product: TypeAlias = Literal["depth", "npy", "colour", "side", "ply"]
+PngUnit: TypeAlias = Literal["mm", "cm", "inverse"]
+
+SUFFIXES: Mapping[str, str] = {
+    "depth": "_depth.png",
+    "npy": "_depth.npy",
+    "colour": "_colour.png",
+    "side": "_side.png",
+    "ply": "_points.ply",
+}
+DESCRIPTION_SUFFIX = "_depth.json"
+"""Says what the values of ``depth``, ``npy`` and ``ply`` mean; written along with any of them."""
+
+METRES_PER_CODE: Mapping[str, float] = {"mm": 0.001, "cm": 0.01}
+"""Of the units in which depth itself is coded."""
+
+LAST_CODE = 65535
+
+QUANTITIES: Mapping[str, str] = {
+    "metric": "planar depth along the optical axis, in metres",
+    "relative": "inverse depth up to an unknown scale and shift, larger is nearer",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Camera:
+    """The pinhole camera of a point cloud.
+
+    Attributes:
+        K_px: (3, 3) float64 intrinsics in pixels of the image.
+        origin: where they come from, in words.
+    """
+
+    K_px: Float64[np.ndarray, "3 3"]
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A picture with its predicted depth.
+
+    Attributes:
+        image: (H, W, 3) uint8 sRGB.
+        inverse: (H, W) float32 inverse depth: 1/m if metric, else up to scale and shift.
+        kind: of the network.
+        camera: for the point cloud, or None if none is wanted.
+        blur_px: width in pixels that the network spreads a depth edge over at the least: how much
+            its output was enlarged.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    inverse: Float32[np.ndarray, "h w"]
+    kind: Kind
+    camera: Camera | None
+    blur_px: float
+
+    @property
+    def values(self) -> Float32[np.ndarray, "h w"]:
+        """What users are given: depth in metres, or relative inverse depth as it is."""
+        return 1 / self.inverse if self.kind == "metric" else self.inverse
+
+
+def is_described(products: tuple[Product, ...]) -> bool:
+    """Whether a description belongs to these products: to all that hold depth as numbers."""
+    return not {"depth", "npy", "ply"}.isdisjoint(products)
+
+
+def output_suffixes(products: tuple[Product, ...]) -> list[str]:
+    """The suffixes of the files that ``render`` makes."""
+    suffixes = [SUFFIXES[product] for product in products]
+    return [*suffixes, DESCRIPTION_SUFFIX] if is_described(products) else suffixes
+
+
+def render(
+    prediction: Prediction,
+    products: tuple[Product, ...],
+    *,
+    png_unit: PngUnit,
+    prune: float,
+    about: Mapping[str, object],
+) -> dict[str, bytes]:
+    """The contents of the output files, by suffix.
+
+    Args:
+        png_unit: see ``depth_codes``.
+        prune: see ``depth_edges``.
+        about: further entries of the description.
+    """
+    values = prediction.values
+    codes, scale, offset = depth_codes(prediction, png_unit)
+    files: dict[str, bytes] = {}
+    if "depth" in products:
+        files[SUFFIXES["depth"]] = _png(codes)
+    if "npy" in products:
+        files[SUFFIXES["npy"]] = _npy(values)
+    if not {"colour", "side"}.isdisjoint(products):
+        colours = colour_inverse(prediction.inverse)
+        if "colour" in products:
+            files[SUFFIXES["colour"]] = _png(colours)
+        if "side" in products:
+            files[SUFFIXES["side"]] = _png(side_by_side(prediction.image, colours))
+    if "ply" in products:
+        files[SUFFIXES["ply"]] = _cloud(prediction, prune)
+    if is_described(products):
+        description: dict[str, object] = {
+            **about,
+            "width": values.shape[1],
+            "height": values.shape[0],
+            "kind": prediction.kind,
+            "quantity": QUANTITIES[prediction.kind],
+            "smallest": float(values.min()),
+            "largest": float(values.max()),
+            "png": {
+                "holds": "depth in metres"
+                if _codes_depth(prediction, png_unit)
+                else "inverse depth",
+                "value": "scale * code + offset",
+                "scale": scale,
+                "offset": offset,
+            },
+            "flatdepth": flatdepth.__version__,
+        }
+        if prediction.camera is not None:
+            description["camera"] = _camera_entry(prediction.camera)
+        files[DESCRIPTION_SUFFIX] = (json.dumps(description, indent=2) + "\n").encode("ascii")
+    return files
+
+
+def depth_codes(
+    prediction: Prediction, unit: PngUnit
+) -> tuple[UInt16[np.ndarray, "h w"], float, float]:
+    """16-bit codes of a prediction, and the scale and offset that undo them.
+
+    Depth is coded in mm or cm, from 1 to 65535: what is nearer or farther saturates (beyond
+    65.535 m in mm), and 0, which most programs take for unknown, does not occur. Inverse depth,
+    of a relative network always, is spread over the whole range, its smallest value at 0.
+    """
+    if _codes_depth(prediction, unit):
+        scale, offset, first = METRES_PER_CODE[unit], 0.0, 1
+        values = prediction.values
+    else:
+        values = prediction.inverse
+        offset, first = float(values.min()), 0
+        scale = (float(values.max()) - offset) / LAST_CODE or 1.0
+    codes = values.astype(np.float64)  # in place from here: it may be large
+    codes -= offset
+    codes /= scale
+    np.rint(codes, out=codes)
+    return codes.clip(first, LAST_CODE, out=codes).astype(np.uint16), scale, offset
+
+
+def saturated_pixels(prediction: Prediction, unit: PngUnit) -> int:
+    """How many pixels are too far for the codes of ``depth_codes``."""
+    if not _codes_depth(prediction, unit):
+        return 0
+    return int((prediction.values > (LAST_CODE + 0.5) * METRES_PER_CODE[unit]).sum())
+
+
+def _codes_depth(prediction: Prediction, unit: PngUnit) -> bool:
+    """Whether the codes stand for depth rather than inverse depth."""
+    return prediction.kind == "metric" and unit != "inverse"
+
+
+def colour_inverse(inverse: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Near is warm, far is cold, linear between the 2nd and the 98th percentile; 0 is sky."""
+    with np.errstate(divide="ignore", over="ignore"):
+        depth = 1 / inverse
+    low, high = depth_limits(depth, np.isfinite(depth))
+    return colour_depth(depth, low_m=low, high_m=high)
+
+
+def side_by_side(
+    image: UInt8[np.ndarray, "h w 3"], colours: UInt8[np.ndarray, "h w 3"]
+) -> UInt8[np.ndarray, "h w2 3"]:
+    """The image, a narrow white gap, its depth in colours."""
+    height, width = image.shape[:2]
+    gap = np.full((height, max(1, width // 40), 3), 255, np.uint8)
+    return np.concatenate([image, gap, colours], axis=1)
+
+
+def _cloud(prediction: Prediction, prune: float) -> bytes:
+    camera = prediction.camera
+    if camera is None:
+        raise ValueError("a point cloud needs a camera")
+    depth_m = prediction.values
+    radius = max(1, round(prediction.blur_px))
+    kept = ~depth_edges(depth_m, ratio=prune, radius=radius)
+    comments = [
+        "flatdepth, metres; x right, y up, z towards the viewer",
+        f"camera at the origin, looking along -z; {camera.origin}",
+    ]
+    return ply_bytes(unproject(depth_m, camera.K_px)[kept], prediction.image[kept], comments)
+
+
+def _camera_entry(camera: Camera) -> dict[str, object]:
+    K = camera.K_px
+    return {
+        "fx": float(K[0, 0]),
+        "fy": float(K[1, 1]),
+        "cx": float(K[0, 2]),
+        "cy": float(K[1, 2]),
+        "pixel_centres": "integer + 0.5",
+        "from": camera.origin,
+    }
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _npy(values: Float32[np.ndarray, "h w"]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()

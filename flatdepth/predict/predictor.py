@@ -1,0 +1,564 @@
+"""Predict depth on pictures.
+
+Between the network and the files everything is inverse depth at the input's own size: 1/m from a
+metric network, inverse depth up to scale and shift from a relative one. Planes are affine in it, so
+it is what may be resized, aligned and blended (``flatdepth.types``).
+"""
+
+import errno
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from flatdepth.data.loader import in_order
+from flatdepth.data.readers.files import pinhole
+from flatdepth.errors import BadFrame, UserError, is_out_of_memory
+from flatdepth.geometry import View, view_image
+from flatdepth.models.depth_anything import PATCH, Kind
+from flatdepth.predict.inputs import Input, announced_pixels, find_inputs, open_photo, printable
+from flatdepth.predict.outputs import (
+    LAST_CODE,
+    METRES_PER_CODE,
+    SUFFIXES,
+    Camera,
+    PngUnit,
+    Prediction,
+    Product,
+    output_suffixes,
+    render,
+    saturated_pixels,
+)
+from flatdepth.predict.pointcloud import centred_pinhole, focal_from_fov
+from flatdepth.predict.tiles import Tile, align, blend, tiles_of
+from flatdepth.show.pictures import write_atomic
+
+DEFAULT_FOV_DEG = 60.0
+
+MOST_ASPECT = 4
+"""The longer side of the network's input is at most this many times ``size``."""
+
+TILE_OVERLAP = 0.25
+"""Of a tile's side."""
+
+LARGE_PIXELS = 1 << 24
+"""Larger pictures wait for the others and go one at a time, so that they share no memory."""
+
+_LEAST_DEPTH_M = 1e-3
+_THREADS = 4
+_SECONDS_PER_LINE = 5
+
+
+@runtime_checkable
+class DepthModel(Protocol):
+    """What is needed of a network; ``DepthAnythingV2`` is one."""
+
+    kind: Kind
+    max_depth_m: float
+
+    def __call__(self, image: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What is predicted at which resolution, and what is written.
+
+    Attributes:
+        write: the products, keys of ``outputs.SUFFIXES``.
+        size: shorter side of the network's input in pixels, a multiple of 14.
+        batch: most images, or tiles of one image, that the network is given at once.
+        tiles: refine the prediction with tiles of ``size`` pixels at the input's own resolution.
+        png_unit: what the codes of a metric depth PNG stand for.
+        intrinsics: fx, fy, cx, cy in pixels of the inputs, cx and cy for pixel centres at
+            integers, as tools/pack.py takes them.
+        fov_deg: horizontal field of view in degrees, in place of intrinsics.
+        prune: points are left out where depth jumps by more than this share.
+        overwrite: replace output files that exist.
+
+    Raises:
+        UserError: a value is out of range; the message names the option of ``tools/predict.py``.
+    """
+
+    write: tuple[Product, ...] = ("depth", "colour", "side")
+    size: int = 518
+    batch: int = 4
+    tiles: bool = False
+    png_unit: PngUnit = "mm"
+    intrinsics: tuple[float, float, float, float] | None = None
+    fov_deg: float | None = None
+    prune: float = 0.05
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _require(bool(self.write), f"--write: expected some of {', '.join(SUFFIXES)}, got none")
+        _require(
+            self.size > 0 and self.size % PATCH == 0,
+            f"--size: expected a positive multiple of {PATCH}, got {self.size}; the nearest is "
+            f"{_rounded(self.size)}",
+        )
+        _require(self.batch > 0, f"--batch: expected at least 1, got {self.batch}")
+        _require(self.prune > 0, f"--prune: expected a share above 0, got {self.prune:g}")
+        _require(
+            self.fov_deg is None or 0 < self.fov_deg < 180,
+            f"--fov: expected degrees between 0 and 180, got {self.fov_deg}",
+        )
+        _require(
+            self.intrinsics is None or min(self.intrinsics[:2]) > 0,
+            f"--intrinsics: expected focal lengths above 0, got {self.intrinsics}",
+        )
+        _require(
+            self.intrinsics is None or self.fov_deg is None,
+            "--fov: --intrinsics says the same; leave one of them out",
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _rounded(side: float) -> int:
+    return max(1, round(side / PATCH)) * PATCH
+
+
+# The network.
+
+
+def network_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Rows and columns of the network's input: the shorter side is ``size``, the aspect is kept.
+
+    Each side is rounded to a multiple of 14. The longer side ends at ``MOST_ASPECT * size``; the
+    shorter one is less than ``size`` then.
+    """
+    scale = min(size / min(height, width), MOST_ASPECT * size / max(height, width))
+    return _rounded(height * scale), _rounded(width * scale)
+
+
+@torch.inference_mode()
+def predict_inverse(
+    model: DepthModel,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    size: tuple[int, int],
+    device: torch.device,
+) -> list[Float32[np.ndarray, "_ _"]]:
+    """Inverse depth of images that share one network size, each at its image's own size.
+
+    Resized bilinearly, on the way out with ``align_corners=True`` as the official code does it.
+    float16 autocast on CUDA, float32 elsewhere.
+
+    Returns:
+        1/m, or unitless and >= 0 from a relative network. Not finite where float16 overflowed.
+    """
+    inputs = torch.stack([_network_input(image, size, device) for image in images])
+    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+        outputs = model(inputs).float()
+    inverse = outputs.clamp_min(_LEAST_DEPTH_M).reciprocal() if model.kind == "metric" else outputs
+    return [
+        F.interpolate(one[None], image.shape[:2], mode="bilinear", align_corners=True)[0, 0]
+        .cpu()
+        .numpy()
+        for one, image in zip(inverse, images, strict=True)
+    ]
+
+
+def _network_input(
+    image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], device: torch.device
+) -> Float[Tensor, "3 out_h out_w"]:
+    height, width = image.shape[:2]
+    whole = View(top=0, left=0, crop_height=height, crop_width=width, height=size[0], width=size[1])
+    pixels = torch.tensor(image, device=device).movedim(-1, 0)
+    return view_image(pixels.float() / 255, whole)
+
+
+def predict_tiled(
+    model: DepthModel,
+    image: UInt8[np.ndarray, "h w 3"],
+    options: PredictOptions,
+    device: torch.device,
+) -> Float32[np.ndarray, "h w"]:
+    """Inverse depth at the image's own resolution.
+
+    The whole image is predicted first. Tiles of ``options.size`` pixels, which the network sees
+    unscaled, are aligned to it by scale and shift and blended: they bring the detail, the whole
+    brings the layout. An image that the network sees whole at full resolution needs no tiles.
+    """
+    height, width = image.shape[:2]
+    whole_size = network_size(height, width, options.size)
+    whole = predict_inverse(model, [image], whole_size, device)[0]
+    if whole_size[0] >= height and whole_size[1] >= width:
+        return whole
+    overlap = round(TILE_OVERLAP * options.size)
+    cell = math.ceil(max(height / whole_size[0], width / whole_size[1]))
+    tiles = list(tiles_of(height, width, options.size, overlap))
+    tile_size = (_rounded(tiles[0].height), _rounded(tiles[0].width))
+
+    def aligned() -> Iterator[tuple[Tile, Float32[np.ndarray, "_ _"]]]:
+        for first in range(0, len(tiles), options.batch):
+            some = tiles[first : first + options.batch]
+            parts = predict_inverse(model, [image[tile.place] for tile in some], tile_size, device)
+            for tile, part in zip(some, parts, strict=True):
+                yield tile, align(part, whole[tile.place], cell)
+
+    # The shift may push the farthest or nearest pixels of a tile out of the network's range.
+    nearest = 1 / _LEAST_DEPTH_M if model.kind == "metric" else np.inf
+    farthest = 1 / model.max_depth_m if model.kind == "metric" else 0.0
+    return blend(aligned(), height, width, overlap).clip(farthest, nearest)
+
+
+def doubt(inverse: Float32[np.ndarray, "h w"], model: DepthModel) -> str | None:
+    """One clause with the fix if a prediction looks as if the weights were misread, else None.
+
+    Relative weights read as metric ones, metric ones read as relative, and a wrong ``max_depth_m``
+    all load without a fault, for the tensors have the same names and shapes. Then the sigmoid is
+    saturated nearly everywhere, or the ReLU is 0 nearly everywhere.
+    """
+    low, median, high = (float(value) for value in np.percentile(inverse, (2, 50, 98)))
+    constant = high - low <= 0.01 * high
+    if model.kind == "relative":
+        if median > 0 and not constant:
+            return None
+        found = "nearly constant" if median > 0 else "0 for most pixels"
+        return f"the inverse depth is {found}; if these are metric weights, add --kind metric"
+    saturated = 1 / high > 0.5 * model.max_depth_m and 1 / median > 0.7 * model.max_depth_m
+    if not saturated and not constant:
+        return None
+    found = "far beyond half of" if saturated else "nearly constant within"
+    return (
+        f"the depth is {found} the greatest possible ({1 / high:.2f} to {1 / low:.2f} of "
+        f"{model.max_depth_m:g} m); if these are relative weights, add --kind relative, if they "
+        "were trained for another range, add --max_depth_m with it"
+    )
+
+
+# The files.
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An input that could not be predicted on, and the reason as a clause."""
+
+    source: Input
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.source.path)}: {self.reason}; skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An input whose outputs are written; ``saturated`` pixels are too far for the depth PNG."""
+
+    source: Input
+    saturated: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What ``predict_files`` did."""
+
+    written: Sequence[Written]
+    skipped: Sequence[Skipped]
+    out: Path
+
+    def __str__(self) -> str:
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"{len(self.written)} predicted{skipped}; outputs in {printable(self.out)}"
+
+
+def plan_inputs(arguments: Sequence[str], out: Path, options: PredictOptions) -> list[Input]:
+    """The inputs, once it is sure that their outputs may be written below ``out``.
+
+    Args:
+        arguments: files, folders and glob patterns, see ``find_inputs``.
+
+    Raises:
+        UserError: an argument names nothing, an output exists, or ``out`` cannot be made.
+    """
+    inputs = find_inputs(arguments, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    suffixes = output_suffixes(options.write)
+    targets = (out / (item.name + suffix) for item in inputs for suffix in suffixes)
+    # Not Path.exists, which raises where a name is too long for an output.
+    existing = [] if options.overwrite else [one for one in targets if os.path.lexists(one)]
+    if existing:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UserError(
+            f"{printable(existing[0])}{more} would be overwritten; choose another --out or add "
+            "--overwrite"
+        )
+    return inputs
+
+
+def predict_files(
+    model: DepthModel,
+    inputs: Sequence[Input],
+    out: Path,
+    options: PredictOptions,
+    *,
+    device: torch.device,
+    checkpoint: str,
+) -> Summary:
+    """Predict on every input and write the outputs below ``out``, each file whole or not at all.
+
+    Inputs that cannot be used are named on standard error and skipped.
+
+    Args:
+        model: on ``device``, in evaluation mode.
+        inputs: as ``plan_inputs`` gives them.
+        checkpoint: the name of the weights for the descriptions.
+
+    Raises:
+        UserError: point clouds are wanted from a relative network, the outputs cannot be written,
+            or the GPU's memory is full.
+    """
+    if "ply" in options.write and model.kind == "relative":
+        raise UserError(
+            "--write ply: the unknown shift of relative depth bends every surface; take metric "
+            "weights for point clouds"
+        )
+    written: list[Written] = []
+    skipped: list[Skipped] = []
+
+    def write(result: _Predicted | _Postponed | Skipped) -> Written | _Postponed | Skipped:
+        if not isinstance(result, _Predicted):
+            return result
+        about = {
+            "image": result.source.path.name,
+            "checkpoint": Path(checkpoint).name,
+            "network_input": list(result.network),
+            "tiles": options.tiles,
+        }
+        files = render(
+            result.prediction,
+            options.write,
+            png_unit=options.png_unit,
+            prune=options.prune,
+            about=about,
+        )
+        try:
+            for suffix, data in files.items():
+                write_atomic(out / (result.source.name + suffix), data)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return Skipped(result.source, "its name is too long for outputs; shorten it")
+        in_png = "depth" in options.write
+        saturated = saturated_pixels(result.prediction, options.png_unit) if in_png else 0
+        return Written(result.source, saturated)
+
+    try:
+        with warnings.catch_warnings(), _Progress(len(inputs)) as progress:
+            # Of damaged metadata, which do not matter here.
+            warnings.filterwarnings("ignore", module=r"PIL|pillow_heif")
+            large: list[Input] = []
+            for lane, threads in ((inputs, _THREADS), (large, 1)):
+                predicted = _predicted(
+                    model,
+                    lane,
+                    options if threads > 1 else replace(options, batch=1),
+                    device,
+                    threads=threads,
+                    say_doubt=None if written else progress.say,
+                )
+                for result in in_order(write, predicted, threads=threads, ahead=threads):
+                    if isinstance(result, _Postponed):
+                        large.append(result.source)
+                        continue
+                    if isinstance(result, Skipped):
+                        skipped.append(result)
+                        progress.say(str(result))
+                    else:
+                        if result.saturated and not any(one.saturated for one in written):
+                            progress.say(_saturation(result, options.png_unit))
+                        written.append(result)
+                    progress.step()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "the GPU's memory is full; lower --batch or --size, or add --device cpu"
+        ) from error
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    return Summary(written=written, skipped=skipped, out=out)
+
+
+def _unwritable(out: Path, error: OSError) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"no space left for {printable(out)}; free some, then add --overwrite")
+    where = printable(Path(error.filename or out))
+    return UserError(f"{where} cannot be written ({error.strerror}); choose another --out")
+
+
+def _saturation(result: Written, unit: PngUnit) -> str:
+    reach_m = LAST_CODE * METRES_PER_CODE[unit]
+    fix = "; --png_unit cm reaches 655.35 m" if unit == "mm" else ""
+    return (
+        f"warning: {printable(result.source.path)}: {result.saturated} pixels lie beyond "
+        f"{reach_m:g} m and saturate in the depth PNG{fix} (said once)"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    source: Input
+    image: UInt8[np.ndarray, "h w 3"]
+    network: tuple[int, int]
+    camera: Camera | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Postponed:
+    """An input of more than ``LARGE_PIXELS``."""
+
+    source: Input
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Predicted:
+    source: Input
+    prediction: Prediction
+    network: tuple[int, int]
+
+
+def _predicted(
+    model: DepthModel,
+    inputs: Sequence[Input],
+    options: PredictOptions,
+    device: torch.device,
+    *,
+    threads: int,
+    say_doubt: Callable[[str], None] | None,
+) -> Iterator[_Predicted | _Postponed | Skipped]:
+    """Predictions and what was put aside, in the order in which batches fill up.
+
+    Args:
+        threads: that open pictures; large ones are postponed unless it is a single one.
+        say_doubt: what the first prediction is to be doubted with.
+    """
+
+    def load(item: Input) -> _Opened | _Postponed | Skipped:
+        try:
+            if threads > 1 and announced_pixels(item.path) > LARGE_PIXELS:
+                return _Postponed(item)
+            return _open(item, options)
+        except BadFrame as error:
+            return Skipped(item, error.detail)
+
+    loaded = in_order(load, inputs, threads=threads, ahead=2 * threads - 1)
+    for group in _batches(loaded, 1 if options.tiles else options.batch):
+        if not isinstance(group, list):
+            yield group
+            continue
+        images = [one.image for one in group]
+        if options.tiles:
+            maps = [predict_tiled(model, image, options, device) for image in images]
+        else:
+            maps = predict_inverse(model, images, group[0].network, device)
+        for one, inverse in zip(group, maps, strict=True):
+            if not np.isfinite(inverse).all():
+                yield Skipped(one.source, "the prediction is not finite; try --device cpu")
+                continue
+            if say_doubt is not None and (trouble := doubt(inverse, model)):
+                say_doubt(f"warning: {printable(one.source.path)}: {trouble}")
+            say_doubt = None
+            prediction = Prediction(
+                image=one.image,
+                inverse=inverse,
+                kind=model.kind,
+                camera=one.camera,
+                blur_px=1.0 if options.tiles else one.image.shape[0] / one.network[0],
+            )
+            yield _Predicted(source=one.source, prediction=prediction, network=one.network)
+
+
+def _open(item: Input, options: PredictOptions) -> _Opened:
+    photo = open_photo(item.path)
+    height, width = photo.image.shape[:2]
+    wanted = "ply" in options.write
+    return _Opened(
+        source=item,
+        image=photo.image,
+        network=network_size(height, width, options.size),
+        camera=choose_camera(photo.focal_px, height, width, options) if wanted else None,
+    )
+
+
+def choose_camera(
+    focal_px: float | None, height: int, width: int, options: PredictOptions
+) -> Camera:
+    """The camera as the options give it, else by EXIF, else ``DEFAULT_FOV_DEG`` across."""
+    if options.intrinsics is not None:
+        fx, fy, cx, cy = options.intrinsics
+        return Camera(K_px=pinhole(fx, fy, cx + 0.5, cy + 0.5), origin="intrinsics as given")
+    if options.fov_deg is not None:
+        focal, origin = focal_from_fov(options.fov_deg, width), "field of view as given"
+    elif focal_px is not None:
+        focal, origin = focal_px, "focal length from EXIF"
+    else:
+        focal = focal_from_fov(DEFAULT_FOV_DEG, width)
+        origin = f"field of view unknown, assumed to be {DEFAULT_FOV_DEG:g} degrees"
+    return Camera(K_px=centred_pinhole(focal, height, width), origin=origin)
+
+
+def _batches(
+    loaded: Iterable[_Opened | _Postponed | Skipped], size: int
+) -> Iterator[list[_Opened] | _Postponed | Skipped]:
+    """Groups of one network size; the oldest goes early rather than too many images waiting."""
+    waiting: dict[tuple[int, int], list[_Opened]] = {}
+    for item in loaded:
+        if not isinstance(item, _Opened):
+            yield item
+            continue
+        group = waiting.setdefault(item.network, [])
+        group.append(item)
+        if len(group) == size:
+            yield waiting.pop(item.network)
+        elif sum(map(len, waiting.values())) >= 4 * size:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
+
+
+class _Progress:
+    """A bar on a terminal, a line every few seconds elsewhere; messages that do not break it."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
+        self._total, self._done, self._printed = total, 0, time.monotonic()
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def say(self, message: str) -> None:
+        self._bar.write(message, file=sys.stderr)
+
+    def step(self) -> None:
+        self._done += 1
+        self._bar.update()
+        if self._bar.disable and time.monotonic() - self._printed >= _SECONDS_PER_LINE:
+            self._printed = time.monotonic()
+            self.say(f"{self._done} of {self._total} images")

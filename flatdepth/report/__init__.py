@@ -1,0 +1,1 @@
+"""Looking at runs: what training sees, and pages about runs side by side."""

@@ -1,0 +1,1 @@
+"""A run: the loop, what it optimises, what resuming needs, what it leaves behind, its memory."""

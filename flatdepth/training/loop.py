@@ -1,0 +1,279 @@
+"""The training loop: evaluate, save, stop, step, log.
+
+``train`` is the whole flow: positions -> samples -> batch -> paste stage -> model -> loss -> step.
+accelerate owns the process group, device, autocast, gradient scaling, accumulation, clipping, the
+saved state and the trackers. The loader and the schedule stay outside it: what they do is a
+function of the step.
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from jaxtyping import Float
+from torch import Tensor
+
+from flatdepth.augment.draw.composite import paste
+from flatdepth.augment.filters import copy_to
+from flatdepth.augment.photometric import photometric
+from flatdepth.config import LossConfig, TrainConfig
+from flatdepth.data.frames import open_corpus
+from flatdepth.data.loader import Sample, to_device, training_samples
+from flatdepth.judge.validation import evaluate
+from flatdepth.models.card import write_model_card
+from flatdepth.models.checkpoint import load_weights, save_weights
+from flatdepth.models.depth_anything import DepthAnythingV2, freeze
+from flatdepth.models.lora import add_lora, merged
+from flatdepth.models.precision import autocast
+from flatdepth.training.ema import Ema
+from flatdepth.training.launch import make_accelerator, peers_awaited, place_gradients, share_out
+from flatdepth.training.losses import depth_loss
+from flatdepth.training.memory import out_of_memory_advised
+from flatdepth.training.optim import make_optimizer
+from flatdepth.training.runlog import RunLog
+from flatdepth.training.schedule import lr_factor
+from flatdepth.training.state import (
+    Progress,
+    claimed,
+    count_step,
+    load_checkpoint,
+    save_checkpoint,
+    update_best,
+    writing,
+)
+from flatdepth.training.stop import StopRequest
+from flatdepth.types import Batch, Region
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run a training to its end (or to SIGTERM) and return what ``metrics.json`` says.
+
+    Raises:
+        UserError: the data, checkpoint or run directory do not fit the configuration.
+    """
+    run = Path(config.runs) / config.name
+    accelerator = make_accelerator(config, run)
+    asked = dataclasses.replace(config, precision=accelerator.mixed_precision)
+    config, accumulation = share_out(asked, accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = accumulation
+    if config.micro_batch != asked.micro_batch:
+        accelerator.print(
+            f"note: micro-batches of {config.micro_batch} instead of {asked.micro_batch}, so that "
+            f"{accelerator.num_processes} devices share a batch of {config.batch} evenly"
+        )
+    with (
+        out_of_memory_advised(config),
+        peers_awaited(),
+        claimed(run, config, accelerator) as checkpoint,
+    ):
+        return _train(config, run, accelerator, accumulation, checkpoint)
+
+
+def _train(
+    config: TrainConfig,
+    run: Path,
+    accelerator: Accelerator,
+    accumulation: int,
+    resume_from: Path | None,
+) -> dict[str, Any]:
+    with accelerator.main_process_first():
+        corpus = open_corpus(config.data)
+
+    torch.manual_seed(config.seed)
+    model = build_model(config, accelerator)
+    optimizer = make_optimizer(model, config.optim, accelerator.device)
+    peak_rates = [float(group["lr"]) for group in optimizer.param_groups]
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    place_gradients(wrapped, accelerator)
+    ema = Ema(model, config.optim.ema)
+    progress = Progress(data=dict(corpus.digests))
+    if resume_from is not None:
+        progress = load_checkpoint(accelerator, resume_from, config, ema, progress.data)
+    log = RunLog(run, config, accelerator, progress)
+    stream = training_samples(
+        corpus,
+        config,
+        first_step=progress.step,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        accumulation=accumulation,
+    )
+    started = time.perf_counter() - progress.seconds
+    wrapped.train()
+
+    with StopRequest() as stop:
+        while True:
+            # evaluate
+            done = progress.step == config.steps and not stop.agreed
+            due = done or progress.step % config.eval.every == 0
+            if due and not stop.agreed and not progress.has_evaluation():
+                label = _label(progress.step, config)
+                title = f"{config.name}: {label}"
+                with ema.applied():
+                    result = evaluate(model, corpus, config, accelerator, title=title)
+                    progress.add_evaluation(label, result.table)
+                    if update_best(progress, config):
+                        _save_weights(
+                            run / "weights" / "best", model, accelerator, config, progress
+                        )
+                    log.evaluation(result.sheet)
+
+            # save
+            done |= 0 < config.eval.patience <= progress.stale
+            progress.seconds = time.perf_counter() - started
+            if done or stop.agreed or (progress.step and progress.step % config.save_every == 0):
+                save_checkpoint(accelerator, run, progress, config, ema)
+
+            # stop
+            if done or stop.agreed:
+                break
+
+            # step
+            factor = lr_factor(
+                progress.updates,
+                steps=config.steps,
+                warmup=config.optim.warmup,
+                kind=config.optim.schedule,
+                power=config.optim.power,
+                floor=config.optim.floor,
+                cycle=config.optim.cycle,
+            )
+            for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
+                group["lr"] = peak * factor
+            step_started, waited = time.perf_counter(), 0.0
+            sums = torch.zeros(2, device=accelerator.device)
+            keys: list[str] = []
+            for _ in range(accumulation):
+                wait_started = time.perf_counter()
+                samples = next(stream)
+                waited += time.perf_counter() - wait_started
+                keys += [sample.frame.key for sample in samples]
+                with accelerator.accumulate(wrapped):
+                    batch = make_training_batch(samples, config, accelerator.device)
+                    with autocast(accelerator):
+                        prediction = wrapped(batch.image)
+                    weight = loss_weight(batch, config.loss)
+                    losses = depth_loss(model.kind, prediction, batch.depth_m, weight, config.loss)
+                    accelerator.backward(losses.mean())
+                    has_truth = (weight > 0).flatten(1).any(1)
+                    sums += torch.stack((losses.detach().sum(), has_truth.sum()))
+            mean_loss, images, stop.agreed = _agree(sums, stop, accelerator)
+            norm = math.nan
+            if math.isfinite(mean_loss):
+                _scale_gradients(model, config.batch / images)
+                clip = config.optim.clip_norm
+                norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), clip))
+            taken = math.isfinite(norm)
+            # after an overflow in fp16 the gradient scaler steps only to lower its scale
+            if taken or (math.isfinite(mean_loss) and accelerator.scaler is not None):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=False)  # see place_gradients
+            progress.step += 1
+            count_step(progress, taken, keys, config)
+            if taken:
+                ema.update(progress.updates)
+
+            # log
+            seconds = time.perf_counter() - step_started
+            log.step(
+                loss=mean_loss,
+                lr=config.optim.lr * factor,
+                grad_norm=norm,
+                images_per_s=config.batch / seconds,
+                data_wait_share=waited / seconds,
+            )
+
+        stream.close()
+        if done:
+            with ema.applied():
+                _save_weights(run / "weights" / "final", model, accelerator, config, progress)
+        metrics = log.close(finished=done)
+        if done and accelerator.is_main_process:
+            for weights in (run / "weights").glob("*.safetensors"):
+                write_model_card(weights, run)
+    accelerator.end_training()
+    return metrics
+
+
+def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthAnythingV2:
+    """The model with the weights it starts from, frozen as configured."""
+    chosen = config.model
+    model = DepthAnythingV2(
+        chosen.encoder,
+        kind=chosen.kind,
+        max_depth_m=chosen.max_depth_m,
+        checkpointing=chosen.checkpointing,
+    )
+    if chosen.checkpoint is not None:
+        accelerator.print(load_weights(model, chosen.checkpoint, head=chosen.head))
+    freeze(model, chosen.freeze, chosen.frozen_blocks)
+    if chosen.lora_rank:
+        add_lora(model, rank=chosen.lora_rank, alpha=chosen.lora_alpha)
+    return model
+
+
+@torch.no_grad()
+def make_training_batch(samples: list[Sample], config: TrainConfig, device: torch.device) -> Batch:
+    """Samples as the model sees them: on the device, with pastes and changed colours."""
+    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+    batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
+    batch = paste(batch, plans, depth_range_m=depth_range_m)
+    return dataclasses.replace(batch, image=photometric(batch.image, factors))
+
+
+def loss_weight(batch: Batch, config: LossConfig) -> Float[Tensor, "b 1 h w"]:
+    """Weight of every pixel: its region's where the truth is valid, else 0."""
+    weights = [getattr(config, region.name.lower()) for region in Region]
+    per_region = copy_to(torch.tensor(weights), batch.image)
+    return per_region[batch.region.long()] * batch.valid
+
+
+def _agree(sums: Tensor, stop: StopRequest, accelerator: Accelerator) -> tuple[float, int, bool]:
+    """(mean loss over a step's images with truth, how many they are, whether a rank was stopped).
+
+    Over all ranks. The mean is NaN if no image has truth, and not finite if a loss is not.
+    """
+    mine = torch.cat((sums, sums.new_tensor([float(stop.received)])))
+    total, images, stops = accelerator.reduce(mine, "sum").tolist()
+    return total / images if images else math.nan, int(images), stops > 0
+
+
+def _scale_gradients(model: DepthAnythingV2, factor: float) -> None:
+    """From the mean over all images of the step, as accumulated, to that over those with truth."""
+    if factor != 1:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= factor
+
+
+def _label(step: int, config: TrainConfig) -> str:
+    if step == 0:
+        return "start"
+    if step == config.steps:
+        return "end"
+    return f"step {step}"
+
+
+def _save_weights(
+    stem: Path,
+    model: DepthAnythingV2,
+    accelerator: Accelerator,
+    config: TrainConfig,
+    progress: Progress,
+) -> None:
+    """Save the model in the official layout; collective, because FSDP must gather it."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        state = accelerator.get_state_dict(model)
+        with torch.device("meta"):
+            model = DepthAnythingV2(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
+        if accelerator.is_main_process:
+            model.load_state_dict(state, assign=True)
+    if accelerator.is_main_process:
+        extra = {"run": config.name, "step": str(progress.step)}
+        with writing(Path(config.runs) / config.name):
+            save_weights(merged(model), stem, extra=extra, overwrite=True)
