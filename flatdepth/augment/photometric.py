@@ -1,16 +1,20 @@
 """Light, lens, sensor and JPEG over whole images, after pasting, as one camera took them all.
 
-The factors are drawn per sample on the CPU and stay there: which effects run, and on which images
-of a batch, is known without asking the device. An image comes out the same alone and in a batch.
+``Photometric`` is the stage as a Kornia augmentation. The factors are drawn per sample on the CPU
+and stay there: which effects run, and on which images of a batch, is known without asking the
+device. No image depends on the others.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
+from kornia.augmentation import IntensityAugmentationBase2D
 from torch import Tensor
 
 from flatdepth.augment.filters import LUMA, blur, copy_to, mix_channels, soft_round, ycbcr_matrix
@@ -30,6 +34,59 @@ NEUTRAL = {
     "jpeg": 0.0,
 }
 """The columns of the factors, with the values that leave an image as it is."""
+
+
+class Photometric(IntensityAugmentationBase2D):
+    """The stage in Kornia's form: works alone and in ``AugmentationSequential``.
+
+    Images are sRGB 0..1 of any floating point type, (3, h, w) or (b, 3, h, w); they are computed in
+    float32. Masks, boxes and keypoints pass unchanged. Parameters are ``{"factors": (b, 10)}``,
+    float64 on the CPU, as ``draw_photometric`` gives them; a dictionary given back replays them.
+
+    Args:
+        config: which effects and how strong; the defaults if None.
+        p: share of the images that are changed; None takes ``config.share``.
+        same_on_batch: one draw for all images of a batch.
+        keepdim: give back (3, h, w) for (3, h, w).
+    """
+
+    def __init__(
+        self,
+        config: PhotometricConfig | None = None,
+        *,
+        p: float | None = None,
+        same_on_batch: bool = False,
+        keepdim: bool = False,
+    ) -> None:
+        config = config or PhotometricConfig()
+        share = config.share if p is None else p
+        super().__init__(p=share, same_on_batch=same_on_batch, keepdim=keepdim)
+        self._config = replace(config, share=1.0)
+
+    def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Factors for a batch of a shape, seeded by torch's random generator of the CPU."""
+        seeds = draw_seeds(batch_shape[0], same_on_batch=self.same_on_batch)
+        rows = [draw_photometric(Draws(seed), self._config) for seed in seeds.tolist()]
+        return {"factors": torch.from_numpy(np.array(rows).reshape(-1, len(NEUTRAL)))}
+
+    def apply_transform(
+        self,
+        input: Tensor,
+        params: Mapping[str, Tensor],
+        flags: Mapping[str, Any],  # noqa: ARG002
+        transform: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Apply the factors of the images that Kornia's gate lets through."""
+        neutral = torch.tensor(list(NEUTRAL.values()), dtype=torch.float64)
+        chosen = params["batch_prob"].cpu()[:, None] > 0.5
+        factors = torch.where(chosen, params["factors"].cpu(), neutral)
+        return photometric(input.float(), factors).to(input.dtype)
+
+
+def draw_seeds(count: int, *, same_on_batch: bool) -> Tensor:
+    """Seeds of ``count`` images from torch's random generator of the CPU, (count,) int64."""
+    drawn = torch.randint(2**31, (min(count, 1) if same_on_batch else count,))
+    return drawn.expand(count)
 
 
 def draw_photometric(draws: Draws, config: PhotometricConfig) -> Float64[np.ndarray, " 10"]:

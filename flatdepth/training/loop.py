@@ -18,9 +18,10 @@ from accelerate.utils import DistributedType
 from jaxtyping import Float
 from torch import Tensor
 
-from flatdepth.augment.draw.composite import paste
+from flatdepth.augment.draw.composite import as_params
 from flatdepth.augment.filters import copy_to
-from flatdepth.augment.photometric import photometric
+from flatdepth.augment.flat_paste import FlatPaste
+from flatdepth.augment.photometric import Photometric
 from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.loader import Sample, to_device, training_samples
@@ -222,8 +223,11 @@ def make_training_batch(samples: list[Sample], config: TrainConfig, device: torc
     """Samples as the model sees them: on the device, with pastes and changed colours."""
     depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
     batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
-    batch = paste(batch, plans, depth_range_m=depth_range_m)
-    return dataclasses.replace(batch, image=photometric(batch.image, factors))
+    paste = FlatPaste(config.paste, depth_range_m=depth_range_m, p=1.0)
+    pasted = paste(batch.image, batch.depth_m, batch.K_px, batch.valid, params=as_params(plans))
+    drawn = {"factors": factors, "batch_prob": torch.ones(len(samples))}
+    image = Photometric(config.photometric, p=1.0)(pasted.image, params=drawn)
+    return dataclasses.replace(batch, **pasted._replace(image=image)._asdict())
 
 
 def loss_weight(batch: Batch, config: LossConfig) -> Float[Tensor, "b 1 h w"]:

@@ -6,7 +6,7 @@ works on one window per image, of the same size for the whole batch, around its 
 number is drawn here and nothing is read back to the host.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -96,6 +96,49 @@ def _moved(value: Any, device: torch.device) -> Any:
             pinned = tensor.pin_memory() if device.type == "cuda" else tensor
             tensors[entry.name] = pinned.to(device, non_blocking=True)
     return replace(value, **tensors)
+
+
+def as_params(groups: Sequence[PasteGroup]) -> dict[str, Tensor]:
+    """Groups as tensors by name, as Kornia's parameters are; ``from_params`` turns them back.
+
+    Sizes and places that decide what runs are int64 on the CPU, so nobody waits to read them.
+    """
+    params: dict[str, Tensor] = {}
+    for number, group in enumerate(groups):
+        params[f"paste{number}.images"] = torch.tensor([group.images.start, group.images.stop])
+        for name in ("content", "looks"):
+            params[f"paste{number}.{name}"] = getattr(group, name)
+        for place, layer in enumerate(group.layers):
+            for entry in fields(Layer):
+                value = getattr(layer, entry.name)
+                if value is not None:
+                    tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+                    params[f"paste{number}.{place}.{entry.name}"] = tensor
+    return params
+
+
+def from_params(params: Mapping[str, Tensor]) -> tuple[PasteGroup, ...]:
+    """The groups that ``as_params`` took apart; other parameters are passed over."""
+    groups: list[PasteGroup] = []
+    while (own := f"paste{len(groups)}.") + "images" in params:
+        layers: list[Layer] = []
+        while (prefix := f"{own}{len(layers)}.") + "lines" in params:
+            values: dict[str, Any] = {
+                entry.name: params.get(prefix + entry.name) for entry in fields(Layer)
+            }
+            for name in ("windows", "canvases"):
+                values[name] = tuple(map(tuple, values[name].tolist()))
+            for name in ("height", "width"):
+                values[name] = int(values[name])
+            layers.append(Layer(**values))
+        group = PasteGroup(
+            images=slice(*params[own + "images"].tolist()),
+            content=params[own + "content"],
+            looks=params[own + "looks"],
+            layers=tuple(layers),
+        )
+        groups.append(group)
+    return tuple(groups)
 
 
 def stack_plans(

@@ -9,16 +9,10 @@ from enum import IntEnum
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from kornia.color import rgb_to_grayscale, rgb_to_ycbcr, ycbcr_to_rgb
 from torch import Tensor
 
-from flatdepth.augment.filters import (
-    blur,
-    copy_to,
-    luma,
-    mix_channels,
-    soft_round,
-    ycbcr_matrix,
-)
+from flatdepth.augment.filters import blur, copy_to, soft_round
 
 _TONES = 6  # of the screen print, from black to white
 _CHROMA_STEPS = 16  # of each chroma axis over its whole range
@@ -51,12 +45,10 @@ def stylise(source: Float[Tensor, "b 3 h w"], style: Style) -> Float[Tensor, "b 
 
 def posterise(source: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """A screen print: 6 tones of luma, and chroma in steps of 1/16, so that grey stays grey."""
-    to_ycbcr = ycbcr_matrix()
-    ycbcr = mix_channels(blur(source, _sigma(_PRINT_BLUR, source)), copy_to(to_ycbcr, source))
-    tones = soft_round(ycbcr[:, :1] * (_TONES - 1)) / (_TONES - 1)
-    chroma = soft_round(ycbcr[:, 1:] * _CHROMA_STEPS) / _CHROMA_STEPS
-    inks = torch.cat([tones, chroma], dim=1)
-    return mix_channels(inks, copy_to(to_ycbcr.inverse(), source)).clamp(0, 1)
+    luma, chroma = rgb_to_ycbcr(blur(source, _sigma(_PRINT_BLUR, source))).split((1, 2), dim=1)
+    tones = soft_round(luma * (_TONES - 1)) / (_TONES - 1)
+    inks = soft_round((chroma - 0.5) * _CHROMA_STEPS) / _CHROMA_STEPS + 0.5
+    return ycbcr_to_rgb(torch.cat([tones, inks], dim=1))
 
 
 def smooth(source: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -68,7 +60,7 @@ def smooth(source: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     corner enhancing smoothing", IEEE Transactions on Image Processing, 2007).
     """
     radius = max(1, round(_BRUSH * source.shape[-2]))
-    grey = luma(source) - 0.5  # centred: little cancels in the variance
+    grey = rgb_to_grayscale(source) - 0.5  # centred: little cancels in the variance
     planes = torch.cat([source, grey, grey**2], dim=1)
     planes = F.pad(planes, (radius, radius, radius, radius), mode="replicate")
     means = F.avg_pool2d(F.avg_pool2d(planes, (radius + 1, 1), 1), (1, radius + 1), 1)
@@ -86,7 +78,7 @@ def sketch(source: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     The dodge blend of a picture with a negative n is grey / (1 - n): 1 where the picture is no
     darker than around it, so that lines and textures are left on white paper.
     """
-    grey = luma(source)
+    grey = rgb_to_grayscale(source)
     around = blur(grey, _sigma(_PENCIL, source))
     lines = ((grey + 0.02) / (around + 0.02)).clamp(0, 1)
     tone = lines**3 * (1 - _SHADING + _SHADING * grey.clamp(0, 1).sqrt())
