@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
+from typing import Any
 
 import kornia.augmentation as K
 import numpy as np
@@ -30,6 +32,7 @@ from flatdepth.training.loop import make_training_batch
 from flatdepth.types import Region
 from tests.conftest import REPOSITORY, TinySets
 
+README = (REPOSITORY / "README.md").read_text("utf-8")
 ART = REPOSITORY / "tests" / "data" / "art"
 SIZE = (112, 140)
 CPU = torch.device("cpu")
@@ -278,3 +281,31 @@ def test_the_photometric_stage_is_an_augmentation(rooms: tuple[Tensor, Tensor, T
     same = Photometric(PhotometricConfig(share=1.0), same_on_batch=True)
     same(image)
     assert (same._params["factors"] == same._params["factors"][0]).all()
+
+
+def test_the_readmes_loop_trains_a_strangers_model(
+    rooms: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 9, padding=4), torch.nn.ReLU(), torch.nn.Conv2d(8, 1, 9, padding=4)
+    )
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    names: dict[str, Any] = {"model": model, "optimizer": optimizer, "loader": [rooms] * 12}
+    first = (model(rooms[0]) - rooms[1]).abs()[rooms[1] < 20].mean()
+    exec(code, names)
+    assert not any(map(torch.equal, before, model.parameters()))
+    assert names["loss"] < 0.8 * first
+    assert (names["pasted"].region > 0).any()
+
+
+def test_the_sequence_of_the_docs_keeps_all_together(rooms: tuple[Tensor, Tensor, Tensor]) -> None:
+    text = (REPOSITORY / "docs" / "augmentation.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = dict(zip(("image", "depth_m", "K_px"), rooms, strict=True))
+    exec(code, names)
+    assert names["image"].shape == (4, 3, 98, 98) and names["depth_m"].shape == (4, 1, 98, 98)
+    assert names["K_px"].shape == (4, 3, 3)

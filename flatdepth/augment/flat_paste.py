@@ -108,7 +108,7 @@ class FlatPaste(RandomTransplantation):
 
     ``FlatPaste()(image, depth_m, K_px)`` returns a ``Pasted``. In Kornia's
     ``AugmentationSequential`` the image is the ``"input"``, the first ``"mask"`` the depth in
-    metres (0, NaN or negative: unknown), a second one ``valid`` and a third one ``region``, and
+    metres (0 or NaN: unknown, inf: sky), a second one ``valid`` and a third one ``region``, and
     the intrinsics are ``"keypoints"`` (``intrinsics_to_keypoints``), so that flips, crops and
     resizes before and after keep all of it together::
 
@@ -260,9 +260,8 @@ class FlatPaste(RandomTransplantation):
         """Depth before pasting, 0 where it is no truth, and where it is one."""
         depth_m = depth_m.float()
         near, far = self._range_m
-        known = depth_m.isfinite() & (depth_m >= near) & (depth_m <= far)
-        valid = known if valid is None else known & valid.bool()
-        return {"depth_m": torch.where(valid, depth_m, 0.0), "valid": valid}
+        known = (depth_m >= near) & (depth_m <= far) if valid is None else valid.bool()
+        return {"depth_m": torch.where(known, depth_m, 0.0), "valid": known}
 
     def _planned(
         self,
