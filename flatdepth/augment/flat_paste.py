@@ -260,7 +260,9 @@ class FlatPaste(RandomTransplantation):
         """Depth before pasting, 0 where it is no truth, and where it is one."""
         depth_m = depth_m.float()
         near, far = self._range_m
-        known = (depth_m >= near) & (depth_m <= far) if valid is None else valid.bool()
+        known = (depth_m >= near) & (depth_m <= far)
+        if valid is not None:
+            known &= valid.bool()
         return {"depth_m": torch.where(known, depth_m, 0.0), "valid": known}
 
     def _planned(
