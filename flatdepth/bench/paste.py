@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flatdepth.augment.draw.composite import PasteGroup, paste, stack_plans
+from flatdepth.augment.draw.composite import PasteGroup, as_params, stack_plans
 from flatdepth.augment.draw.content import Content, Sources, make_content
-from flatdepth.augment.photometric import draw_photometric, photometric
+from flatdepth.augment.flat_paste import FlatPaste, Pasted
+from flatdepth.augment.photometric import Photometric, draw_photometric
 from flatdepth.augment.plan.coarse import ThinView, thin_view
 from flatdepth.augment.plan.layout import Paste, plan_pastes
 from flatdepth.augment.rng import Draws
@@ -81,14 +82,22 @@ def paste_contenders(
     always = PhotometricConfig(share=1.0)
     drawn = [draw_photometric(Draws(0, 0, number), always) for number in range(batch)]
     factors = torch.from_numpy(np.stack(drawn))
+    stage, params = FlatPaste(p=1.0, depth_range_m=RANGE_M), as_params(stacked)
+    camera = Photometric(p=1.0)
+
+    def pasted() -> Pasted:
+        found = stage(clean.image, clean.depth_m, clean.K_px, clean.valid, params=params)
+        assert isinstance(found, Pasted)
+        return found
+
     identity = torch.eye(2, 3)[None].repeat(batch, 1, 1)
     grid = F.affine_grid(identity, [batch, 3, size, size], align_corners=False).to(device)
     by_kornia = _by_kornia(clean, scenes)
     return {
         "grid_sample": lambda: F.grid_sample(clean.image, grid, align_corners=False),
-        "paste": lambda: paste(clean, stacked, depth_range_m=RANGE_M),
-        "paste + photometric": lambda: photometric(
-            paste(clean, stacked, depth_range_m=RANGE_M).image, factors
+        "paste": pasted,
+        "paste + photometric": lambda: camera(
+            pasted().image, params={"factors": factors, "batch_prob": torch.ones(batch)}
         ),
         "plan (loader thread)": lambda: [_scene(i, view, config, art, s) for i, s in _each(scenes)],
         "pictures (loader thread)": lambda: _prepare(scenes, view, together),

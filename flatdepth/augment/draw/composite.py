@@ -93,7 +93,8 @@ def _moved(value: Any, device: torch.device) -> Any:
     for entry in fields(value):
         tensor = getattr(value, entry.name)
         if isinstance(tensor, Tensor):
-            pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+            copied = device.type == "cuda" and tensor.device.type == "cpu"
+            pinned = tensor.pin_memory() if copied else tensor
             tensors[entry.name] = pinned.to(device, non_blocking=True)
     return replace(value, **tensors)
 

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from flatdepth.augment.draw.composite import paste as paste_stage
-from flatdepth.augment.photometric import photometric
 from flatdepth.bench.gpu.rows import Row, at_most, figure
 from flatdepth.bench.gpu.settings import Settings
 from flatdepth.bench.paste import paste_contenders
 from flatdepth.bench.step import prepared
 from flatdepth.bench.timing import compare
 from flatdepth.data.frames import open_corpus
-from flatdepth.data.loader import to_device, training_samples
+from flatdepth.data.loader import training_samples
+from flatdepth.training.loop import make_training_batch
 
 FLOOR = 3.0
 BYTES_PER_PIXEL = 2 * (3 * 4 + 4 + 1 + 1)
@@ -56,7 +55,6 @@ def no_waiting(settings: Settings) -> Iterator[Row]:
     """The stage on samples of a training, with every wait of the host for the device an error."""
     device = settings.device
     config, _ = prepared(settings.config("vits_indoor", batch=16, micro_batch=16), device)
-    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
     stream = training_samples(
         open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=1
     )
@@ -66,9 +64,7 @@ def no_waiting(settings: Settings) -> Iterator[Row]:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("error" if number else "default")
         try:
-            batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
-            batch = paste_stage(batch, plans, depth_range_m=depth_range_m)
-            photometric(batch.image, factors)
+            make_training_batch(samples, config, device)
         except RuntimeError as error:
             if "synchroniz" not in str(error):
                 raise
