@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from flatdepth.data.shards import DEPTH_EXT, INDEX_NAME, JSON_EXT, WORK_DIR, Index
 from flatdepth.data.shards.codec import decode_depth
 from flatdepth.errors import BadFrame, UserError
+from flatdepth.resources import demo_file
 from flatdepth.types import RawFrame
 
 ATTEMPTS = 5
@@ -87,7 +88,7 @@ class ShardSet:
             UserError: there is no finished set, its index is unusable, or a shard is missing or
                 of another size.
         """
-        url = os.fspath(url)
+        url = demo_file(os.fspath(url))
         fs, root = resolve(url)
         root = root.removesuffix(f"/{INDEX_NAME}")
         try:

@@ -1,4 +1,4 @@
-"""Pack raw data into shard sets, and look after shard sets. See ``pack.py --help``."""
+"""Pack raw data into shard sets, and look after shard sets. See ``flatdepth pack --help``."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from flatdepth.cli import plain_text, run_command
+from flatdepth.cli import as_called, called, plain_text
 from flatdepth.data import pack
 from flatdepth.errors import UserError
 
@@ -22,9 +22,9 @@ READERS = {
 }
 
 OVERVIEW = """\
-usage: pack.py COMMAND ...
+usage: flatdepth pack COMMAND ...
 
-Pack raw data into a shard set (pack.py COMMAND --help lists the options):
+Pack raw data into a shard set (flatdepth pack COMMAND --help lists the options):
 {readers}
 
 Look after shard sets:
@@ -34,7 +34,7 @@ Look after shard sets:
   export    write a set as plain image, 16-bit PNG depth and camera files
 
 Example:
-  python tools/pack.py hypersim --raw /data/hypersim --out shards/hypersim
+  flatdepth pack hypersim --raw /data/hypersim --out shards/hypersim
 
 Exit code: 0 done; 1 done, but damaged frames were left out or found, each is named; 2 a mistake.
 """
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     warnings.formatwarning = _plain_warning
     if not argv or argv[0] in ("-h", "--help"):
         rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in READERS.items())
-        print(OVERVIEW.format(readers=rows))
+        print(as_called("pack", OVERVIEW.format(readers=rows)))
         return 0
     command, arguments = argv[0], argv[1:]
     commands = {"merge": _merge, "verify": _verify, "ls": _ls, "export": _export}
@@ -71,7 +71,7 @@ def _pack(name: str, argv: list[str]) -> int:
     class_name, text = READERS[name]
     reader_class = getattr(import_module(f"flatdepth.data.readers.{name}"), class_name)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog=f"pack.py {name}", description=f"Pack {text}.")
+    parser = _parser(name, f"Pack {text}.")
     generated = {"raw"} if name == "rooms" else set()
     parser.add_class_arguments(reader_class, skip=generated)
     packing = parser.add_argument_group("Packing")
@@ -96,8 +96,12 @@ def _pack(name: str, argv: list[str]) -> int:
     return 1 if summary.damaged else 0
 
 
+def _parser(command: str, description: str) -> Parser:
+    return Parser(prog=f"{called('pack')} {command}", description=description)
+
+
 def _merge(argv: list[str]) -> int:
-    parser = Parser(prog="pack.py merge", description="Join the parts packed with --part i/n.")
+    parser = _parser("merge", "Join the parts packed with --part i/n.")
     parser.add_argument(
         "parts", nargs="+", type=str, help="Parts, or directories that hold part-i-of-n."
     )
@@ -111,7 +115,7 @@ def _merge(argv: list[str]) -> int:
 
 
 def _verify(argv: list[str]) -> int:
-    parser = Parser(prog="pack.py verify", description="Check every byte of a set; 1 if damaged.")
+    parser = _parser("verify", "Check every byte of a set; 1 if damaged.")
     parser.add_argument("dir", type=str, help="Directory or URL of the set.")
     parser.add_argument(
         "--workers", type=int, default=pack.cpus(), help="Threads; by default one per CPU."
@@ -123,14 +127,14 @@ def _verify(argv: list[str]) -> int:
 
 
 def _ls(argv: list[str]) -> int:
-    parser = Parser(prog="pack.py ls", description="List the sets at and below a directory.")
+    parser = _parser("ls", "List the sets at and below a directory.")
     parser.add_argument("dir", type=str, help="Directory or URL.")
     print(pack.ls(parser.parse_args(argv).dir))
     return 0
 
 
 def _export(argv: list[str]) -> int:
-    parser = Parser(prog="pack.py export", description="Write a set as plain files.")
+    parser = _parser("export", "Write a set as plain files.")
     parser.add_argument("dir", type=str, help="Directory or URL of the set.")
     parser.add_argument("--out", type=str, required=True, help="An empty or new directory.")
     parser.add_argument(
@@ -158,7 +162,3 @@ def _part(text: str) -> tuple[int, int]:
 
 def _plain_warning(message: Warning | str, *_: object, **__: object) -> str:
     return f"warning: {message}\n"
-
-
-if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))

@@ -1,17 +1,15 @@
 """Can a network tell where something was pasted?
 
-python tools/borders.py --config FILE [--images 400] [--out DIR]
+flatdepth borders --config FILE [--images 400] [--out DIR]
 
 Trains a small classifier on patches of 32 x 32 pixels of luminance astride the outlines of pastes
 and astride edges of the clean images, and tests it on scenes that it has not seen: 50 % would be
 chance. Three ways of pasting: naive (a hard mask), flatdepth, and flatdepth with its photometric
-stage. Takes every option of train.py for the data and the pastes; --out writes the figures and a
+stage. Takes every option of training for the data and the pastes; --out writes the figures and a
 picture of the patches of each way.
 """
 
-import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,25 +17,21 @@ import torch
 from tqdm import tqdm
 
 from flatdepth.bench.borders import PATCH_PX, classify, gather, patch_sheet
-from flatdepth.cli import parse_config, run_command
+from flatdepth.cli import Parser, as_called, called, parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
 from flatdepth.show.pictures import save_png
 
-PROG = "borders.py"
 
-
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Parse the command line, gather patches, classify, print."""
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=called("borders"), description=as_called("borders", __doc__))
     parser.add_argument("--images", type=int, default=400, help="training images to look at")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="figures and pictures, a new folder"
     )
-    own, others = parser.parse_known_args(sys.argv[1:])
-    config = parse_config(TrainConfig, others, prog=PROG, description=None)
+    own, others = parser.parse_known_args(argv)
+    config = parse_config(TrainConfig, others, prog=called("borders"), description=None)
     if own.images < 1:
         raise UserError(f"--images: expected at least 1, got {own.images}")
     if own.out is not None and own.out.exists():
@@ -58,7 +52,3 @@ def main() -> None:
     if own.out is not None:
         facts = {"patch_px": PATCH_PX, "torch": torch.__version__, "ways": figures}
         (own.out / "borders.json").write_text(json.dumps(facts, indent=1))
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,37 +1,26 @@
 """Evaluate checkpoints on shard sets under a named protocol, side by side.
 
-python tools/evaluate.py --checkpoint C --data SHARDS [--protocol P] [--paste SEED] --out eval.json
-python tools/evaluate.py --checkpoint A --checkpoint B --data SHARDS --part val --paste 1
-python tools/evaluate.py --checkpoint C --data SHARDS --align metric --align median --align scale
+flatdepth evaluate --checkpoint C --data SHARDS [--protocol P] [--paste SEED] --out eval.json
+flatdepth evaluate --checkpoint A --checkpoint B --data SHARDS --part val --paste 1
+flatdepth evaluate --checkpoint C --data SHARDS --align metric --align median --align scale
 
 Every picture is evaluated clean and, with --paste, again with mirrors and art pasted into it.
 Figures are means over images, with 95 % intervals from resampling the scenes; those of several
 checkpoints come from the same pictures, so that their differences are paired.
 """
 
-import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
-from flatdepth.cli import run_command
+from flatdepth.cli import Parser, as_called, called
 from flatdepth.errors import UserError
 from flatdepth.judge.protocol import ALIGNMENTS, FITS, PROTOCOLS
 
-PROG = "evaluate.py"
-SHARDS = Path(__file__).parents[1] / "shards"
-ART = [str(SHARDS / "demo_art"), str(SHARDS / "demo_pictures")]
+ART = ("shards/demo_art", "shards/demo_pictures")
 
 Value = TypeVar("Value")
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {PROG} --help")
 
 
 def main(argv: list[str]) -> None:
@@ -72,18 +61,13 @@ def main(argv: list[str]) -> None:
     verdict = judge(request, device, picture_progress())
     print(render(verdict))
     if chosen.out is not None:
-        write_json(verdict, [f"tools/{PROG}", *argv], chosen.out)
+        write_json(verdict, ["flatdepth", "evaluate", *argv], chosen.out)
         print(f"\n{chosen.out}")
 
 
 def options() -> Parser:
     """The command line."""
-    parser = Parser(
-        prog=PROG,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=called("evaluate"), description=as_called("evaluate", __doc__))
     add = parser.add_argument_group("what is evaluated").add_argument
     add(
         "--checkpoint",
@@ -197,7 +181,3 @@ def per_checkpoint(
             f"{len(values)} times"
         )
     return tuple(values) * (count if len(values) == 1 else 1)
-
-
-if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))

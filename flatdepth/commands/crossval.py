@@ -1,32 +1,21 @@
 """Train and validate once per fold of the scenes: mean and deviation of every figure.
 
-python tools/crossval.py --config FILE --folds 5
-python tools/crossval.py --config FILE --leave-one-scene-out
-python tools/crossval.py --config FILE --leave-one-dataset-out --accelerate "--num_processes 2"
+flatdepth crossval --config FILE --folds 5
+flatdepth crossval --config FILE --leave-one-scene-out
+flatdepth crossval --config FILE --leave-one-dataset-out --accelerate "--num_processes 2"
 
-Every fold is a run of train.py through accelerate, in RUNS/NAME-KIND/fold_K. Folds hold whole
+Every fold is a run of its own, launched by accelerate, in RUNS/NAME-KIND/fold_K. Folds hold whole
 scenes, of every data set an even share. The same command goes on after an interruption; finished
 folds are not run again. At the end: a table, crossval.json and crossval.png.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
-from typing import NoReturn
 
-from flatdepth.cli import parse_config, run_command
+from flatdepth.cli import Parser, as_called, called, parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
-
-PROG = "crossval.py"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {PROG} --help")
 
 
 def main(argv: list[str]) -> None:
@@ -35,8 +24,8 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         TrainConfig,
         others,
-        prog=PROG,
-        description=f"{__doc__}\n{parser.format_help().strip()}",
+        prog=called("crossval"),
+        description=f"{as_called('crossval', __doc__)}\n{parser.format_help().strip()}",
     )
     ways = [own.folds is not None, own.leave_one_scene_out, own.leave_one_dataset_out]
     if sum(ways) != 1:
@@ -65,7 +54,7 @@ def main(argv: list[str]) -> None:
     folder = Path(config.runs) / f"{config.name}-{kind}"
     records = run_folds(config, folds, folder, own.accelerate)
     table = spreads(records)
-    document = as_json(config, folds, records, table, [f"tools/{PROG}", *argv])
+    document = as_json(config, folds, records, table, ["flatdepth", "crossval", *argv])
     text = json.dumps(document, indent=1, allow_nan=False)
     write_atomic(folder / "crossval.json", text.encode())
     title = f"{config.name}: {len(folds)} folds, mean (line) ± deviation (bar), a dot per fold"
@@ -77,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 def own_options() -> Parser:
     """How scenes are held out; all other options are training's."""
-    parser = Parser(prog=PROG, usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    parser = Parser(prog=called("crossval"), usage=argparse.SUPPRESS, add_help=False)
     group = parser.add_argument_group("what is held out")
     group.add_argument("--folds", type=int, metavar="K", help="K even shares of the scenes")
     group.add_argument("--leave-one-scene-out", action="store_true", help="each scene once")
@@ -89,7 +78,3 @@ def own_options() -> Parser:
         help='options of accelerate launch, as in "--num_processes 2"',
     )
     return parser
-
-
-if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))

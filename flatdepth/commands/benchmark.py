@@ -1,54 +1,43 @@
 """Measure how much memory and time flatdepth takes, and against simpler ways of doing the same.
 
-python tools/benchmark.py paste [--batch 4] [--size 518] [--rounds 20]      the paste stage
-python tools/benchmark.py memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of a training
-python tools/benchmark.py step [--steps 10] [--config FILE]                 stages of its steps
-python tools/benchmark.py loader [--samples 128] [--config FILE]            reading and decoding
-python tools/benchmark.py gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
+flatdepth benchmark paste [--batch 4] [--size 518] [--rounds 20]      the paste stage
+flatdepth benchmark memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of a training
+flatdepth benchmark step [--steps 10] [--config FILE]                 stages of its steps
+flatdepth benchmark loader [--samples 128] [--config FILE]            reading and decoding
+flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
-memory, step and loader take every option of train.py too, and the quickstart's without any.
+memory, step and loader take every option of training too, and the quickstart's without any.
 --out FILE.json writes the figures; gpu, which docs/gpu.md explains, always writes them.
 """
 
 import argparse
 import json
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from flatdepth.bench.timing import as_json, compare, environment, table
-from flatdepth.cli import parse_config, run_command
+from flatdepth.cli import Parser, as_called, called, parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError, import_extra
-
-PROG = "benchmark.py"
-REPOSITORY = Path(__file__).resolve().parents[1]
-QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
+from flatdepth.resources import QUICKSTART, ROOT
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {PROG} --help")
-
-
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Parse the command line and run one benchmark."""
-    chosen, others = options().parse_known_args(sys.argv[1:])
+    chosen, others = options().parse_known_args(argv)
     if chosen.command in ("paste", "gpu") and others:
-        raise UserError(f"unknown option {others[0]}; see {PROG} {chosen.command} --help")
+        own = f"{called('benchmark')} {chosen.command}"
+        raise UserError(f"unknown option {others[0]}; see {own} --help")
     if chosen.command == "gpu":
         return run_gpu(chosen)
     if chosen.command == "paste":
         figures = run_paste(chosen)
     else:
         arguments = others or [f"--config={QUICKSTART}"]
-        config = parse_config(TrainConfig, arguments, prog="train.py", description=None)
+        config = parse_config(TrainConfig, arguments, prog=called("benchmark"), description=None)
         run = {"memory": run_memory, "step": run_step, "loader": run_loader}[chosen.command]
         figures = run(chosen, config)
     if chosen.out:
@@ -69,12 +58,7 @@ def positive(text: str) -> int:
 
 def options() -> Parser:
     """The options of each benchmark."""
-    parser = Parser(
-        prog=PROG,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=called("benchmark"), description=as_called("benchmark", __doc__))
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     names = {
         "paste": "the paste stage, one layer of art per image",
@@ -84,8 +68,7 @@ def options() -> Parser:
         "gpu": "everything that needs a GPU, the most important first, each in its own process",
     }
     subs = {
-        name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        for name, text in names.items()
+        name: commands.add_parser(name, help=text, description=text) for name, text in names.items()
     }
     for sub in subs.values():
         sub.add_argument("--out", type=Path, help="write the figures as JSON")
@@ -129,7 +112,7 @@ def options() -> Parser:
     gpu.add_argument(
         "--shards",
         type=Path,
-        default=REPOSITORY / "shards",
+        default=Path("shards"),
         help="directory of demo_rooms and demo_pictures, which are packed if they are missing",
     )
     gpu.add_argument(
@@ -146,7 +129,10 @@ def run_gpu(chosen: argparse.Namespace) -> int:
     if chosen.wheels is not None:
         from flatdepth.bench.gpu.wheels import download
 
-        print(download(REPOSITORY / "pyproject.toml", chosen.wheels), end="")
+        pyproject = ROOT / "pyproject.toml"
+        if not pyproject.is_file():
+            raise UserError("--wheels needs a clone of flatdepth; run it from pip install -e .")
+        print(download(pyproject, chosen.wheels), end="")
         return 0
     from flatdepth.bench.gpu.plan import PARTS
     from flatdepth.bench.gpu.rows import table
@@ -162,7 +148,7 @@ def run_gpu(chosen: argparse.Namespace) -> int:
         ensure_demo(str(chosen.shards / name))
     work = Path(tempfile.mkdtemp(prefix="flatdepth-gpu-"))
     settings = Settings(
-        configs=REPOSITORY / "configs",
+        configs=ROOT / "configs",
         shards=chosen.shards.resolve(),
         work=work,
         dry=chosen.dry,
@@ -175,7 +161,7 @@ def run_gpu(chosen: argparse.Namespace) -> int:
 
 def run_paste(chosen: argparse.Namespace) -> dict[str, object]:
     """The paste stage and its yardsticks."""
-    import_extra("cv2", f"{PROG} paste", "benchmark")
+    import_extra("cv2", "benchmark paste", "benchmark")
     from flatdepth.bench.paste import paste_contenders
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -227,13 +213,9 @@ def run_step(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, objec
 
 def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
     """The loader and its yardsticks."""
-    import_extra("psutil", f"{PROG} loader", "benchmark")
+    import_extra("psutil", "benchmark loader", "benchmark")
     from flatdepth.bench.loader import loader_text, measure_loader
 
     found = measure_loader(config, samples=chosen.samples, rounds=chosen.rounds, pace=chosen.pace)
     print(loader_text(config, found))
     return asdict(found)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,7 +1,7 @@
 """Predict depth on pictures.
 
-python tools/predict.py --checkpoint FILE photo.jpg folder "more/*.heic" --out DIR
-python tools/predict.py --checkpoint FILE photo.jpg --out DIR --write depth,npy,ply --tiles
+flatdepth predict --checkpoint FILE photo.jpg folder "more/*.heic" --out DIR
+flatdepth predict --checkpoint FILE photo.jpg --out DIR --write depth,npy,ply --tiles
 
 Writes below DIR, named after the inputs and in their folders:
   depth   NAME_depth.png   16 bits: mm, or inverse depth over the full range (--png_unit)
@@ -18,19 +18,9 @@ Exit code: 0 all inputs done; 1 some were skipped, each is named; 2 wrong usage,
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from flatdepth.cli import run_command
+from flatdepth.cli import Parser, as_called, called
 from flatdepth.errors import UserError
-
-PROG = "predict.py"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {PROG} --help")
 
 
 def main(argv: list[str]) -> int:
@@ -75,12 +65,7 @@ def main(argv: list[str]) -> int:
 
 def parser() -> Parser:
     """The options."""
-    result = Parser(
-        prog=PROG,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    result = Parser(prog=called("predict"), description=as_called("predict", __doc__))
     add = result.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="image, folder (with all below it) or pattern")
     add("--checkpoint", required=True, metavar="FILE", help=".safetensors, .pth or a hub id")
@@ -150,7 +135,3 @@ def four_numbers(text: str) -> tuple[float, float, float, float]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected FX,FY,CX,CY, got {text!r}") from error
     return fx, fy, cx, cy
-
-
-if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))

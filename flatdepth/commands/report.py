@@ -1,28 +1,16 @@
 """Write one HTML page about a training run, or about several side by side.
 
-python tools/report.py runs/NAME                              writes runs/NAME/report.html
-python tools/report.py runs/A runs/B --out comparison.html    figures of B against those of A
+flatdepth report runs/NAME                              writes runs/NAME/report.html
+flatdepth report runs/A runs/B --out comparison.html    figures of B against those of A
 
 The runs' weights are judged on what the first run holds out, clean and pasted. The page loads
 nothing from anywhere; open it in any browser, or send it to somebody.
 """
 
-import argparse
-import sys
 from pathlib import Path
-from typing import NoReturn
 
-from flatdepth.cli import run_command
+from flatdepth.cli import Parser, as_called, called
 from flatdepth.errors import UserError
-
-PROG = "report.py"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {PROG} --help")
 
 
 def main(argv: list[str]) -> None:
@@ -64,12 +52,7 @@ def main(argv: list[str]) -> None:
 
 def options() -> Parser:
     """The command line."""
-    parser = Parser(
-        prog=PROG,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=called("report"), description=as_called("report", __doc__))
     add = parser.add_argument
     add("run", type=Path, nargs="+", metavar="RUN", help="run directories, such as runs/NAME")
     add("--out", type=Path, metavar="FILE", help="file to write (default: RUN/report.html)")
@@ -98,7 +81,3 @@ def options() -> Parser:
         help="use the runs' files alone: no intervals, worst pictures or point clouds",
     )
     return parser
-
-
-if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))

@@ -1,29 +1,18 @@
 """Show exactly what training sees at an optimiser step, as a contact sheet or an HTML page.
 
-python tools/preview.py --out sheet.png                               the quickstart's first batch
-python tools/preview.py --config FILE --seed 3 --rows 20 --out sheet.png
-python tools/preview.py --replay runs/NAME --step N --html page.html  what that run saw at step N
+flatdepth preview --out sheet.png                               the quickstart's first batch
+flatdepth preview --config FILE --seed 3 --rows 20 --out sheet.png
+flatdepth preview --replay runs/NAME --step N --html page.html  what that run saw at step N
 """
 
 import argparse
-import sys
 from pathlib import Path
-from typing import NoReturn
 
-from flatdepth.cli import parse_config, run_command
+from flatdepth.cli import Parser, as_called, called, parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
+from flatdepth.resources import QUICKSTART
 from flatdepth.show.pictures import save_png, write_atomic
-
-PROG = "preview.py"
-QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {PROG} --help")
 
 
 def main(argv: list[str]) -> None:
@@ -32,8 +21,8 @@ def main(argv: list[str]) -> None:
     config = parse_config(
         TrainConfig,
         config_arguments(own.replay, others),
-        prog=PROG,
-        description=f"{__doc__}\n{parser.format_help().strip()}",
+        prog=called("preview"),
+        description=f"{as_called('preview', __doc__)}\n{parser.format_help().strip()}",
     )
     check_targets(own.out, own.html)
     from flatdepth.report.preview import preview_page, preview_rows, preview_sheet
@@ -49,7 +38,7 @@ def main(argv: list[str]) -> None:
 
 def own_options() -> Parser:
     """What is shown and where it goes; all other options are training's."""
-    parser = Parser(prog=PROG, usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    parser = Parser(prog=called("preview"), usage=argparse.SUPPRESS, add_help=False)
     group = parser.add_argument_group("what to show")
     group.add_argument("--step", type=int, default=0, help="optimiser step, from 0 (default: 0)")
     group.add_argument(
@@ -90,7 +79,3 @@ def check_targets(out: Path | None, html: Path | None) -> None:
     for option, path in (("--out", out), ("--html", html)):
         if path is not None and path.is_dir():
             raise UserError(f"{option}: {path} is a directory; give the name of a file to write")
-
-
-if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))

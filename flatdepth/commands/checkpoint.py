@@ -1,22 +1,21 @@
 """Look into weight files, convert, compare, blend and check them.
 
-python tools/checkpoint.py info FILE [--keys]
-python tools/checkpoint.py export FILE OUT            OUT: NAME.pth, NAME.safetensors, or a folder
-                                                     that Hugging Face transformers loads
-python tools/checkpoint.py diff A B [--out diff.png] [--json diff.json] [--tensors]
-python tools/checkpoint.py blend A B --alpha 0.5 OUT
-python tools/checkpoint.py verify FILE [OTHER]
+flatdepth checkpoint info FILE [--keys]
+flatdepth checkpoint export FILE OUT
+flatdepth checkpoint diff A B [--out diff.png] [--json diff.json] [--tensors]
+flatdepth checkpoint blend A B --alpha 0.5 OUT
+flatdepth checkpoint verify FILE [OTHER]
 
 A FILE is a .pth, a .safetensors, a folder in the layout of transformers, or a Hugging Face Hub id.
+An OUT is NAME.pth, NAME.safetensors, or a folder for Hugging Face transformers.
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import cast
 
-from flatdepth.cli import run_command
+from flatdepth.cli import Parser, as_called, called
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import LoadReport, WeightFile, model_of, open_model, read_weights
 from flatdepth.models.depth_anything import DepthAnythingV2, Kind
@@ -34,17 +33,8 @@ from flatdepth.models.surgery import (
 )
 from flatdepth.show.pictures import write_atomic
 
-PROG = "checkpoint.py"
-
 _ORIGIN = ("run", "blend", "converted_from")
 """Metadata that says where weights come from, kept on export."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: list[str]) -> int:
@@ -53,9 +43,7 @@ def main(argv: list[str]) -> int:
 
 
 def command_line() -> Parser:
-    parser = Parser(
-        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=called("checkpoint"), description=as_called("checkpoint", __doc__))
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
     sub = commands.add_parser("info", help="kind, encoder, depth range, units, keys, size")
@@ -207,7 +195,3 @@ def _run_of(file: Path) -> Path | None:
     """The run directory whose ``weights`` folder holds the file, if there is one."""
     run = file.parent.parent
     return run if file.parent.name == "weights" and (run / "metrics.json").is_file() else None
-
-
-if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))

@@ -1,49 +1,34 @@
 """Kill a training at random instants, also while it saves, and compare what it becomes.
 
-python tools/crash_test.py --trials 100 --out DIR                 a run of seconds on the demo rooms
-python tools/crash_test.py --trials 20 --out DIR --config FILE    your own; take few steps
+flatdepth crash_test --trials 100 --out DIR                 a run of seconds on the demo rooms
+flatdepth crash_test --trials 20 --out DIR --config FILE    your own; take few steps
 
 Each trial is resumed to its end. Weights, losses and validations must equal those of a run that was
 never disturbed, to the last bit; exit code 1 says that one did not. CPU only: a GPU adds up in
 another order each time.
 """
 
-import argparse
 import os
 import shutil
 from pathlib import Path
-from typing import NoReturn
 
 from flatdepth.bench.crash import Trial, crash_trials
-from flatdepth.cli import parse_config, run_command
+from flatdepth.cli import Parser, as_called, called, parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.errors import UserError
+from flatdepth.resources import ROOT
 
-PROG = "crash_test.py"
-TINY = Path(__file__).parents[1] / "configs" / "crash_test.yaml"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {PROG} --help")
+TINY = ROOT / "configs" / "crash_test.yaml"
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Parse the command line and run the trials."""
-    parser = Parser(
-        prog=PROG,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=called("crash_test"), description=as_called("crash_test", __doc__))
     parser.add_argument("--trials", type=int, default=20, help="kills (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the instants (default: 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs go")
-    own, others = parser.parse_known_args()
+    own, others = parser.parse_known_args(argv)
     arguments = others or [f"--config={TINY}"]
-    config = parse_config(TrainConfig, arguments, prog=PROG, description=None)
+    config = parse_config(TrainConfig, arguments, prog=called("crash_test"), description=None)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     log = own.out.with_name(f"{own.out.name}.log")
     found: list[Trial] = []
@@ -69,7 +54,3 @@ def text(trial: Trial) -> str:
     end = "through before the kill" if trial.ended else f"killed after {trial.after:.2f} s"
     same = f"DIFFERENT {', '.join(trial.differences)}" if trial.differences else "same bits"
     return f"{trial.aim}: {end}; left {left}{torn}; {same}"
-
-
-if __name__ == "__main__":
-    run_command(main)
