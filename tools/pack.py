@@ -1,0 +1,9 @@
+"""``flatdepth pack`` as a script."""
+
+import sys
+
+from flatdepth.cli import run_command
+from flatdepth.commands.pack import main
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))
