@@ -20,7 +20,7 @@ LAYERS = (
     "predict",
     "report",
     "bench",
-    "commands",
+    "commands api",
     "__main__ train",
 )
 """From the ground up; a module imports from its own layer and from those below."""

@@ -18,8 +18,6 @@ from flatdepth.cli import Parser, as_called, called
 from flatdepth.errors import UserError
 from flatdepth.judge.protocol import ALIGNMENTS, FITS, PROTOCOLS
 
-ART = ("shards/demo_art", "shards/demo_pictures")
-
 Value = TypeVar("Value")
 
 
@@ -27,6 +25,7 @@ def main(argv: list[str]) -> None:
     chosen = options().parse_args(argv)
     import torch
 
+    from flatdepth.data.demo import DEMO_ART
     from flatdepth.data.progress import picture_progress
     from flatdepth.judge.scoring import Request, judge
     from flatdepth.judge.tables import check_target, render, write_json
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> None:
         max_depths_m=per_checkpoint(chosen.max_depth_m, count, "--max_depth_m"),
         trained_on=per_checkpoint(chosen.trained_on, count, "--trained_on"),
         data=tuple(chosen.data),
-        art=tuple(ART if chosen.art is None else chosen.art) if chosen.paste is not None else (),
+        art=() if chosen.paste is None else tuple(chosen.art or DEMO_ART),
         part=chosen.part,
         protocol=protocol,
         alignments=tuple(chosen.align),

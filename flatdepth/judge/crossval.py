@@ -267,7 +267,7 @@ def _finished(run: Path) -> Mapping[str, Any] | None:
 
 
 def _launch(config: Path, options: str) -> None:
-    """``accelerate launch -m flatdepth.train --config ...``; SIGINT and SIGTERM are passed on as SIGTERM.
+    """``accelerate launch -m flatdepth.train``; SIGINT and SIGTERM are passed on as SIGTERM.
 
     On SIGTERM a run saves a checkpoint and ends.
     """

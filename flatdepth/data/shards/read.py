@@ -134,7 +134,7 @@ class ShardSet:
         except BadFrame as error:
             raise UserError(
                 f"{self.shard_path(int(self.index.shard[i]))}: sample {self.keys[i]} is damaged "
-                f"({error}); find all damage with: python tools/pack.py verify {self.url}"
+                f"({error}); find all damage with: flatdepth pack verify {self.url}"
             ) from error
 
     def read_bytes(self, i: SupportsIndex) -> bytes:
@@ -290,11 +290,11 @@ def _how_to_make(url: str, fs: fsspec.AbstractFileSystem, root: str) -> str:
     if WORK_DIR in names:
         return f"packing into {url} is not finished; run the same pack command again to resume it"
     if any(name.startswith("part-") for name in names):
-        return f"{url} holds parts of a set; join them with: python tools/pack.py merge {url}"
+        return f"{url} holds parts of a set; join them with: flatdepth pack merge {url}"
     below = sorted(name for name in names if fs.exists(f"{root}/{name}/{INDEX_NAME}"))
     if below:
         return f"{url} is not a shard set itself; name one below it ({', '.join(below)})"
     return (
         f"there is no shard set at {url} ({INDEX_NAME} not found); make one with: "
-        f"python tools/pack.py DATASET --raw DIR --out {url}"
+        f"flatdepth pack DATASET --raw DIR --out {url}"
     )
