@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from flatdepth import __version__
+import flatdepth
 from flatdepth.cli import run_command
 from flatdepth.commands import COMMANDS
 from flatdepth.errors import UserError
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int | None:
         print(OVERVIEW.format(commands=rows), end="")
         return 0
     if argv[0] == "--version":
-        print(f"flatdepth {__version__}")
+        print(f"flatdepth {flatdepth.__version__}")
         return 0
     if argv[0] not in COMMANDS:
         raise UserError(f"unknown command {argv[0]!r}; choose one of {', '.join(COMMANDS)}")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from flatdepth.predict.inputs import Photo, open_photo, upright
 from flatdepth.predict.outputs import Prediction
 from flatdepth.predict.predictor import PredictOptions, predict_photo
 from flatdepth.resources import QUICKSTART
+
+Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def train(
@@ -69,25 +71,25 @@ def open_shards(url: str | os.PathLike[str]) -> ShardSet:
 
 
 def evaluate(
-    checkpoints: str | Sequence[str],
-    data: str | Sequence[str],
+    checkpoints: Paths,
+    data: Paths,
     *,
     part: Part = "all",
     protocol: str = "none",
     paste_seed: int | None = None,
-    art: Sequence[str] = DEMO_ART,
+    art: Paths = DEMO_ART,
     images: int = 0,
     size: int | None = None,
 ) -> Verdict:
     """Judge checkpoints on shard sets, as ``flatdepth evaluate`` does.
 
     Args:
-        checkpoints: weight files or hub ids, which say their kind.
-        data: shard sets of frames.
+        checkpoints: one or several weight files or hub ids, which say their kind.
+        data: one or several shard sets of frames.
         part: which samples of the sets.
         protocol: crop and depth range, a name of ``judge.protocol.PROTOCOLS``.
         paste_seed: every picture is judged again with pastes of this seed; None: clean only.
-        art: shard sets of the pictures to paste.
+        art: shard sets of the pictures to paste; by default those of the quickstart.
         images: most images per set, evenly spaced; 0: all.
         size: shorter side of the network's input in pixels; None: that of the checkpoints' runs,
             else 518.
@@ -100,15 +102,15 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    checkpoints = (checkpoints,) if isinstance(checkpoints, str) else tuple(checkpoints)
-    unsaid = (None,) * len(checkpoints)
+    sources = _as_strings(checkpoints)
+    unsaid = (None,) * len(sources)
     request = Request(
-        checkpoints=checkpoints,
+        checkpoints=sources,
         kinds=unsaid,
         max_depths_m=unsaid,
         trained_on=unsaid,
-        data=(data,) if isinstance(data, str) else tuple(data),
-        art=() if paste_seed is None else tuple(art),
+        data=_as_strings(data),
+        art=() if paste_seed is None else _as_strings(art),
         part=part,
         protocol=PROTOCOLS[protocol],
         paste_seed=paste_seed,
@@ -116,6 +118,11 @@ def evaluate(
         size=size,
     )
     return judge(request, _best_device(), lambda _done, _total: None)
+
+
+def _as_strings(paths: Paths) -> tuple[str, ...]:
+    several = (paths,) if isinstance(paths, str | os.PathLike) else paths
+    return tuple(os.fspath(path) for path in several)
 
 
 @dataclass(frozen=True, slots=True)

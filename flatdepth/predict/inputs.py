@@ -209,6 +209,9 @@ def upright(image: Image.Image, name: str) -> Photo:
     """
     image.load()
     exif, details = _read_exif(image)
+    if image.mode == "F":
+        detail = "the image holds floating-point values; save it with 8 or 16 bits"
+        raise BadFrame("image is not 8- or 16-bit", detail)
     pixels = np.asarray(_to_rgb(image, name))
     turn = _TURNS.get(int(_number(exif.get(_ORIENTATION))))
     if turn is not None:
@@ -253,10 +256,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise BadFrame(
             "too large", f"the image is too large; shrink it to at most {MAX_PIXELS} pixels"
         ) from error
-    except BadFrame as error:
-        if error.reason == "image is not 8- or 16-bit":
-            detail = "the image holds floating-point values; save it with 8 or 16 bits"
-            raise BadFrame(error.reason, detail) from error
+    except BadFrame:
         raise
     except OSError as error:
         if error.errno is not None:
