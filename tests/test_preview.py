@@ -341,7 +341,7 @@ def test_without_a_config_it_is_the_quickstart(
         ([], "name a contact sheet with --out or a page with --html"),
         (["--out", "sheet.jpg"], "--out: expected a name that ends in .png, got sheet.jpg"),
         (["--html", "."], "--html: . is a directory; give the name of a file to write"),
-        (["--out"], "argument --out: expected one argument; tools/preview.py --help"),
+        (["--out"], "argument --out: expected one argument; see python "),
         (["--out=x.png", "--rows=0"], "--rows: expected at least 1, got 0"),
         (["--out=x.png", "--rows=two"], "argument --rows: invalid int value: 'two'"),
         (["--out=x.png", "--step=6"], "--step: expected 0 to 5 (steps: 6, counted from 0), got 6"),
