@@ -9,7 +9,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import (
     ArgumentError,
@@ -19,6 +20,7 @@ from jsonargparse import (
 )
 
 from flatdepth.errors import UserError
+from flatdepth.resources import config_file
 
 Config = TypeVar("Config")
 
@@ -52,10 +54,39 @@ class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter)
     """Types and defaults in the help, the description as it was written."""
 
 
+class Parser(argparse.ArgumentParser):
+    """The options of a command: texts as they are written, a mistake answered with one sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def called(command: str) -> str:
+    """How the user calls a command: ``flatdepth NAME``, or the script of its name."""
+    script = Path(sys.argv[0])
+    is_ours = script.resolve().parent == Path(__file__).resolve().parent
+    return (
+        f"python {script}"
+        if script.name == f"{command}.py" and not is_ours
+        else (f"flatdepth {command}")
+    )
+
+
+def as_called(command: str, text: str) -> str:
+    """A help text that says ``flatdepth NAME``, with the command as the user calls it."""
+    return text.replace(f"flatdepth {command}", called(command))
+
+
 def parse_config(
     kind: type[Config], arguments: Sequence[str], *, prog: str, description: str | None
 ) -> Config:
     """Build a configuration from ``--config FILE`` and ``--group.key value`` overrides.
+
+    FILE may be the name of a packaged configuration, see ``resources.config_file``.
 
     Raises:
         UserError: an unknown key, a value of the wrong type or one that the dataclass refuses.
@@ -72,8 +103,9 @@ def parse_config(
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
     parser.add_class_arguments(kind)
     keys = sorted(vars(parser.get_defaults().as_flat()).keys() - {"config"})
+    arguments = _with_config_files(arguments)
     try:
-        config = parser.instantiate(parser.parse_args(list(arguments)))
+        config = parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
         files = [arg for arg in arguments if arg.endswith((".yaml", ".yml", ".json"))]
         given = [arg.removeprefix("--").partition("=")[0] for arg in arguments if arg[:2] == "--"]
@@ -82,6 +114,19 @@ def parse_config(
         raise UserError(where + _one_sentence(str(error), keys, prog)) from error
     values = {name: value for name, value in vars(config).items() if name != "config"}
     return kind(**values)
+
+
+def _with_config_files(arguments: Sequence[str]) -> list[str]:
+    """The arguments with what ``--config`` names as files."""
+    result: list[str] = []
+    for argument in arguments:
+        if result and result[-1] == "--config":
+            result.append(config_file(argument))
+        elif argument.startswith("--config="):
+            result.append(f"--config={config_file(argument.removeprefix('--config='))}")
+        else:
+            result.append(argument)
+    return result
 
 
 def plain_text(message: str) -> str:

@@ -1,6 +1,6 @@
 """Every knob of a training run. Frozen dataclasses; the text under a field is its documentation.
 
-``train.py --help`` prints it, ``--print_config`` prints a complete config file.
+``flatdepth train --help`` prints it, ``--print_config`` prints a complete config file.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -33,7 +33,7 @@ class SetConfig:
     """One shard set of the training mixture."""
 
     path: str
-    """Directory or URL of a shard set (with its index.json), as written by tools/pack.py."""
+    """Directory or URL of a shard set (with its index.json), as written by flatdepth pack."""
     weight: float = 1.0
     """Relative share of the samples that come from this set."""
     val_scenes: list[str] = field(default_factory=list)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import runpy
 import sys
 import time
 from collections import Counter
@@ -19,11 +18,12 @@ from flatdepth.bench.loader import CLEAN, DECODING, PASTED, WEBDATASET, measure_
 from flatdepth.bench.step import StageClock, known_peak_tflops, measure_steps, step_text
 from flatdepth.bench.timing import compare, table
 from flatdepth.cli import parse_config
+from flatdepth.commands.benchmark import main
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.errors import UserError
 from flatdepth.training.memory import count_flops
-from tests.conftest import REPOSITORY, TinySets
+from tests.conftest import TinySets
 
 CPU = torch.device("cpu")
 
@@ -147,9 +147,8 @@ def test_every_loader_contender_gives_the_samples_it_is_timed_for(
 
 
 def tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    main = runpy.run_path(str(REPOSITORY / "tools" / "benchmark.py"))["main"]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
-    main()
+    monkeypatch.setattr(sys, "argv", ["tools/benchmark.py", *arguments])
+    main(list(arguments))
 
 
 def test_the_tool_prints_and_writes_figures(
@@ -175,10 +174,10 @@ def test_the_tool_prints_and_writes_figures(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["paste", "--bach", "2"], "unknown option --bach; see benchmark.py paste --help"),
+        (["paste", "--bach", "2"], "--bach; see python tools/benchmark.py paste --help"),
         (["step", "--steps", "0"], "--steps: expected a whole number above 0, got '0'"),
         (["memory", "--fit", "8"], "expected an amount of memory such as 8GiB, got '8'"),
-        (["gpu", "--minuets", "2"], "unknown option --minuets; see benchmark.py gpu --help"),
+        (["gpu", "--minuets", "2"], "--minuets; see python tools/benchmark.py gpu --help"),
         (["loader", "--rounds", "many"], "--rounds: expected a whole number above 0, got 'many'"),
         (["step", "--optim.learning_rate", "1"], "optim.learning_rate"),
         ([], "command"),

@@ -6,7 +6,6 @@ all done, the exit code says so, and memory stays bounded whatever a header anno
 
 import contextlib
 import errno
-import importlib.util
 import io
 import json
 import os
@@ -18,7 +17,6 @@ import sys
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 
 import h5py
 import numpy as np
@@ -29,6 +27,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from flatdepth.commands import pack as tool
 from flatdepth.data.pack import pack, verify
 from flatdepth.data.readers.art import ArtReader
 from flatdepth.data.readers.rooms import RoomsReader
@@ -194,15 +193,6 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tools_pack", REPOSITORY / "tools" / "pack.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # Predict.
 
 
@@ -254,7 +244,7 @@ def test_flipped_bits_never_stop_a_prediction(tmp_path: Path) -> None:
 
 
 def packed(
-    tool: ModuleType, out: Path, capsys: pytest.CaptureFixture[str], *arguments: object
+    out: Path, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, list[dict[str, str]], list[str]]:
     """Exit code of pack.py, the rows of its list of what was left out, and the lines it said."""
     capsys.readouterr()
@@ -272,9 +262,9 @@ def assert_each_is_named(rows: list[dict[str, str]], said: list[str]) -> None:
 
 
 def test_pack_art_names_200_damaged_files_and_packs_the_others(
-    tool: ModuleType, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, rows, said = packed(tool, tmp_path / "set", capsys, "art", f"--raw={pictures}")
+    code, rows, said = packed(tmp_path / "set", capsys, "art", f"--raw={pictures}")
     assert (code, len(rows)) == (1, 200)
     assert_each_is_named(rows, said)
     stems = (re.sub(r"\.[^.]*$", "", name) for name in damaged_files(7))
@@ -283,12 +273,12 @@ def test_pack_art_names_200_damaged_files_and_packs_the_others(
     with ShardSet.open(tmp_path / "set") as shards:
         assert len(shards) == GOOD
         assert {tuple(size) for size in shards.sizes.tolist()} == {(HEIGHT, WIDTH)}
-    code, _, said = packed(tool, tmp_path / "set", capsys, "art", f"--raw={pictures}")
+    code, _, said = packed(tmp_path / "set", capsys, "art", f"--raw={pictures}")
     assert (code, said) == (1, [])  # nothing is done again; the answer is as it was
 
 
 def test_pack_folder_names_200_damaged_pairs_and_packs_the_others(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Half of the pairs have a damaged image, the others a damaged depth map."""
     metres = np.random.default_rng(0).integers(500, 5000, (HEIGHT, WIDTH)).astype(np.uint16)
@@ -316,7 +306,7 @@ def test_pack_folder_names_200_damaged_pairs_and_packs_the_others(
     (tmp_path / "raw" / "image" / "directory.png").mkdir()
     globs = ["--image_glob=image/*.png", "--depth_glob=depth/*.png", "--fov_deg=60"]
     code, rows, said = packed(
-        tool, tmp_path / "s", capsys, "folder", f"--raw={tmp_path / 'raw'}", *globs,
+        tmp_path / "s", capsys, "folder", f"--raw={tmp_path / 'raw'}", *globs,
         "--depth_scale=0.001",
     )  # fmt: skip
     assert code == 1
@@ -474,7 +464,6 @@ def hypersim_layout(root: Path, seed: int) -> tuple[list[str], list[str]]:
 @pytest.mark.filterwarnings("ignore:.*(no official split|no row in)")
 @pytest.mark.parametrize(("name", "layout"), [("nyu", nyu_layout), ("hypersim", hypersim_layout)])
 def test_damaged_hdf5_files_are_named_and_the_good_ones_packed(
-    tool: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     name: str,
@@ -482,7 +471,7 @@ def test_damaged_hdf5_files_are_named_and_the_good_ones_packed(
 ) -> None:
     bad, good = layout(tmp_path / "raw", 5)
     assert len(bad) == 40
-    code, rows, said = packed(tool, tmp_path / "set", capsys, name, f"--raw={tmp_path / 'raw'}")
+    code, rows, said = packed(tmp_path / "set", capsys, name, f"--raw={tmp_path / 'raw'}")
     assert code == 1
     assert {row["key"] for row in rows} == set(bad)
     assert_each_is_named(rows, said)
@@ -490,9 +479,7 @@ def test_damaged_hdf5_files_are_named_and_the_good_ones_packed(
         assert list(shards.keys) == good
 
 
-def test_damaged_npy_files_are_named(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_npy_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     depth = np.random.default_rng(0).uniform(1, 5, (HEIGHT, WIDTH)).astype(np.float32)
     whole = npy(depth)
     header = "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d), }"
@@ -505,7 +492,7 @@ def test_damaged_npy_files_are_named(
         image = encoded("JPEG", number)
         write(tmp_path / "raw", {f"{number:02d}.jpg": image, f"{number:02d}.npy": content})
     code, rows, said = packed(
-        tool, tmp_path / "set", capsys, "folder", f"--raw={tmp_path / 'raw'}",
+        tmp_path / "set", capsys, "folder", f"--raw={tmp_path / 'raw'}",
         "--image_glob=*.jpg", "--depth_glob=*.npy", "--depth_scale=1", "--fov_deg=60",
     )  # fmt: skip
     assert code == 1
@@ -552,7 +539,7 @@ def damage(data: bytes, draw: np.random.Generator, way: str) -> bytes:
 
 @pytest.mark.parametrize("way", ["flip", "cut", "zero", "noise", "insert"])
 def test_damaged_shards_and_indices_are_found(
-    tool: ModuleType, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
     """40 times each way: exit code 1 with lines of damage, or one sentence about the index."""
     draw = np.random.default_rng(len(way))
@@ -578,7 +565,7 @@ def test_damaged_shards_and_indices_are_found(
 
 
 def test_an_index_that_announces_endless_shards_is_damage(
-    tool: ModuleType, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = shutil.copytree(shards, tmp_path / "set")
     index = json.loads((copy / INDEX_NAME).read_text())

@@ -4,10 +4,8 @@ import json
 import math
 import os
 import re
-import runpy
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +19,7 @@ from flatdepth.bench.gpu.plan import PARTS
 from flatdepth.bench.gpu.rows import Row, at_least, at_most, figure, number, summary, table
 from flatdepth.bench.gpu.runner import Part, log_of, run_parts
 from flatdepth.bench.gpu.settings import Settings
+from flatdepth.commands.benchmark import main
 from flatdepth.errors import UserError
 from tests.conftest import REPOSITORY, TinySets
 
@@ -183,10 +182,7 @@ def test_names_of_parts_are_their_own() -> None:
 
 
 def tool(*arguments: str) -> int:
-    main = runpy.run_path(str(REPOSITORY / "tools" / "benchmark.py"))["main"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["benchmark.py", "gpu", *arguments])
-        return int(main())
+    return main(["gpu", *arguments])
 
 
 def test_a_dry_run_has_the_whole_list(

@@ -8,7 +8,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "flatdepth"
 
 LAYERS = (
-    "types errors geometry",
+    "types errors geometry resources",
     "cli config",
     "rooms",
     "augment",
@@ -20,6 +20,8 @@ LAYERS = (
     "predict",
     "report",
     "bench",
+    "commands api",
+    "__main__ train",
 )
 """From the ground up; a module imports from its own layer and from those below."""
 

@@ -94,7 +94,7 @@ def test_data_and_recipe_are_listed(card: str) -> None:
     for setting in ("steps 400", "lr 5e-06", "crop 0.7 to 1", "content (mirror 1, art 1, mural 0.3",
                     "lora_rank 0", "frozen_blocks 0", "hue 10"):  # fmt: skip
         assert setting in text, setting
-    assert "accelerate launch train.py" in text
+    assert "flatdepth train --config config.yaml" in text
 
 
 def test_no_local_path_is_published(card: str) -> None:

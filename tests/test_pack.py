@@ -1,7 +1,6 @@
 """Packing: determinism over workers and interruptions, parts, skips, verify, ls, export, CLI."""
 
 import errno
-import importlib.util
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import fsspec
@@ -20,6 +18,7 @@ import pytest
 from PIL import Image
 
 from flatdepth.cli import run_command
+from flatdepth.commands import pack as tool
 from flatdepth.data.pack import check_frame, export, ls, merge, pack, part_name, verify
 from flatdepth.data.readers.base import Item, Listing
 from flatdepth.data.shards import INDEX_NAME
@@ -536,16 +535,6 @@ class TestLooking:
             export(tmp_path / "set", tmp_path / "mm")
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tools_pack", ROOT / "tools/pack.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 REDWOOD = [
     "folder",
     f"--raw={ROOT / 'tests/data/rgbd'}",
@@ -559,7 +548,7 @@ REDWOOD = [
 
 class TestCommandLine:
     def test_genuine_frames_from_raw_to_plain_files(
-        self, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out = tmp_path / "set"
         assert tool.main([*REDWOOD, f"--out={out}"]) == 0
@@ -582,7 +571,7 @@ class TestCommandLine:
         assert tool.main(["verify", str(out)]) == 1
         assert "damaged: folder-000000.tar" in capsys.readouterr().out
 
-    def test_parts_and_merge(self, tool: ModuleType, tmp_path: Path) -> None:
+    def test_parts_and_merge(self, tmp_path: Path) -> None:
         for part in ("1/2", "2/2"):
             assert tool.main([*REDWOOD, f"--out={tmp_path}", f"--part={part}"]) == 0
         assert tool.main(["merge", str(tmp_path)]) == 0
@@ -591,7 +580,7 @@ class TestCommandLine:
 
     @pytest.mark.parametrize("command", ["hypersim", "vkitti2", "nyu", "folder", "art", "rooms"])
     def test_help_names_every_option(
-        self, tool: ModuleType, command: str, capsys: pytest.CaptureFixture[str]
+        self, command: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit) as stop:
             tool.main([command, "--help"])
@@ -600,7 +589,7 @@ class TestCommandLine:
         assert all(f"--{name}" in text for name in ("out", "workers", "part", "shard_mb"))
         assert ("--raw" in text) == (command != "rooms")
 
-    def test_overview(self, tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_overview(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert tool.main([]) == 0
         text = capsys.readouterr().out
         assert all(f"\n  {name} " in text for name in [*tool.READERS, "merge", "verify", "ls"])
@@ -617,16 +606,14 @@ class TestCommandLine:
             (["verify"], "dir"),
         ],
     )
-    def test_mistakes_are_one_sentence(
-        self, tool: ModuleType, arguments: list[str], message: str
-    ) -> None:
+    def test_mistakes_are_one_sentence(self, arguments: list[str], message: str) -> None:
         with pytest.raises(UserError) as error:
             tool.main(arguments)
         assert message in str(error.value)
         assert "\n" not in str(error.value)
 
     def test_a_mistake_exits_with_2_and_no_traceback(
-        self, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit) as stop:
             run_command(lambda: tool.main(["verify", str(tmp_path)]))

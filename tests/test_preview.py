@@ -18,6 +18,7 @@ from PIL import Image
 
 import flatdepth.training.loop as loop
 from flatdepth.cli import parse_config
+from flatdepth.commands.preview import config_arguments
 from flatdepth.config import PasteStage, TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.loader import Sample, training_samples
@@ -327,8 +328,7 @@ def test_the_tool_replays_a_run(
 def test_without_a_config_it_is_the_quickstart(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tool = runpy.run_path(str(REPOSITORY / "tools" / "preview.py"))
-    (argument,) = tool["config_arguments"](None, [])
+    (argument,) = config_arguments(None, [])
     assert argument == f"--config={REPOSITORY / 'configs' / 'quickstart.yaml'}"
     code, said, _ = run_tool(monkeypatch, capsys, "--help")
     assert code == 0
@@ -341,7 +341,7 @@ def test_without_a_config_it_is_the_quickstart(
         ([], "name a contact sheet with --out or a page with --html"),
         (["--out", "sheet.jpg"], "--out: expected a name that ends in .png, got sheet.jpg"),
         (["--html", "."], "--html: . is a directory; give the name of a file to write"),
-        (["--out"], "argument --out: expected one argument; see preview.py --help"),
+        (["--out"], "argument --out: expected one argument; see python "),
         (["--out=x.png", "--rows=0"], "--rows: expected at least 1, got 0"),
         (["--out=x.png", "--rows=two"], "argument --rows: invalid int value: 'two'"),
         (["--out=x.png", "--step=6"], "--step: expected 0 to 5 (steps: 6, counted from 0), got 6"),

@@ -355,7 +355,7 @@ class TestIndex:
 class TestNoSet:
     def test_nothing_there(self, tmp_path: Path) -> None:
         for place in (tmp_path, tmp_path / "nowhere"):
-            with pytest.raises(UserError, match=r"make one with: python tools/pack\.py"):
+            with pytest.raises(UserError, match=r"make one with: flatdepth pack"):
                 ShardSet.open(place)
 
     def test_unfinished(self, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import resource
-import shlex
 import shutil
 import signal
 import socket
@@ -202,8 +201,7 @@ def test_sigterm_saves_and_says_how_to_go_on(
     process.terminate()
     process.join()
     assert process.exitcode == 0, log.read_text()
-    _, _, command = log.read_text().partition("to go on: ")
-    assert shlex.split(command)[:3] == ["accelerate", "launch", "train.py"]
+    assert "; give the same command again to go on" in log.read_text()
     (saved,) = (run / "checkpoints").glob("step-*")
     assert saved.name < "step-00000006"
     train(config)

@@ -1,75 +1,9 @@
-"""Kill a training at random instants, also while it saves, and compare what it becomes.
+"""``flatdepth crash_test`` as a script."""
 
-python tools/crash_test.py --trials 100 --out DIR                 a run of seconds on the demo rooms
-python tools/crash_test.py --trials 20 --out DIR --config FILE    your own; take few steps
+import sys
 
-Each trial is resumed to its end. Weights, losses and validations must equal those of a run that was
-never disturbed, to the last bit; exit code 1 says that one did not. CPU only: a GPU adds up in
-another order each time.
-"""
-
-import argparse
-import os
-import shutil
-from pathlib import Path
-from typing import NoReturn
-
-from flatdepth.bench.crash import Trial, crash_trials
-from flatdepth.cli import parse_config, run_command
-from flatdepth.config import TrainConfig
-from flatdepth.errors import UserError
-
-PROG = "crash_test.py"
-TINY = Path(__file__).parents[1] / "configs" / "crash_test.yaml"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {PROG} --help")
-
-
-def main() -> int:
-    """Parse the command line and run the trials."""
-    parser = Parser(
-        prog=PROG,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--trials", type=int, default=20, help="kills (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants (default: 0)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs go")
-    own, others = parser.parse_known_args()
-    arguments = others or [f"--config={TINY}"]
-    config = parse_config(TrainConfig, arguments, prog=PROG, description=None)
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    log = own.out.with_name(f"{own.out.name}.log")
-    found: list[Trial] = []
-    for trial in crash_trials(config, own.out, trials=own.trials, seed=own.seed, log=log):
-        found.append(trial)
-        print(f"{len(found):4d}/{own.trials}  {text(trial)}", flush=True)
-        if not trial.differences:
-            shutil.rmtree(own.out / f"trial-{len(found) - 1:03d}")
-    bad = sum(bool(trial.differences) for trial in found)
-    torn = sum(bool(trial.torn) for trial in found)
-    late = sum(trial.ended for trial in found)
-    print(
-        f"{len(found)} trials: {torn} left a half-written checkpoint, {late} were through before "
-        f"the kill; {len(found) - bad} ended bit for bit as the undisturbed run, {bad} did not"
-    )
-    return int(bad > 0)
-
-
-def text(trial: Trial) -> str:
-    """A trial in one line."""
-    torn = f", half-written: {', '.join(map(str, trial.torn))}" if trial.torn else ""
-    left = f"checkpoint of step {trial.newest}" if trial.newest else "no checkpoint"
-    end = "through before the kill" if trial.ended else f"killed after {trial.after:.2f} s"
-    same = f"DIFFERENT {', '.join(trial.differences)}" if trial.differences else "same bits"
-    return f"{trial.aim}: {end}; left {left}{torn}; {same}"
-
+from flatdepth.cli import run_command
+from flatdepth.commands.crash_test import main
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(sys.argv[1:]))

@@ -111,7 +111,7 @@ def crash_trials(
 
 
 def start(config: TrainConfig, log: Path) -> BaseProcess:
-    """Start a training in a process of its own; its exit code is that of ``train.py``.
+    """Start a training in a process of its own; its exit code is that of ``flatdepth train``.
 
     Args:
         log: file that what it prints is appended to.
@@ -148,7 +148,7 @@ def fingerprint(run: Path) -> dict[str, object]:
 
 
 def train_into_log(config: TrainConfig, log: Path) -> None:
-    """Train and exit as ``train.py`` does; what it prints goes to the end of ``log``."""
+    """Train and exit as ``flatdepth train`` does; what it prints goes to the end of ``log``."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

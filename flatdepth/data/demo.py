@@ -10,6 +10,9 @@ DEMO_SETS: dict[str, RoomsReader | PicturesReader] = {
     "demo_pictures": PicturesReader(pictures=48),
 }
 
+DEMO_ART = ("shards/demo_art", "shards/demo_pictures")
+"""The art of the quickstart."""
+
 
 def ensure_demo(path: str) -> None:
     """Pack the demo set that ``path`` ends in, if it is one and is not there yet."""

@@ -116,7 +116,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     """
     if not config.train:
         raise UserError(
-            "data.train: expected at least one shard set, found none; pack one with tools/pack.py "
+            "data.train: expected at least one shard set, found none; pack one with flatdepth pack "
             "and name it as [{path: shards/NAME}]"
         )
     train_sets = [_open(entry.path, "depth", "data.train") for entry in config.train]
@@ -202,7 +202,7 @@ def _to_validate(shards: ShardSet, trained_on: Set[str]) -> np.ndarray:
     if (official == "test").all():
         raise UserError(
             f"data.val: {shards.url} has only its official test part, which no training looks at; "
-            "judge on it with tools/evaluate.py --part test"
+            "judge on it with flatdepth evaluate --part test"
         )
     return np.flatnonzero(official != "test")
 

@@ -690,7 +690,7 @@ def _part_of(part: ShardSet) -> tuple[int, int]:
     match part.index.request.get("part"):
         case [int(i), int(n)]:
             return i, n
-    raise UserError(f"{part.url} is not a part: it was not made by tools/pack.py --part i/n")
+    raise UserError(f"{part.url} is not a part: it was not made by flatdepth pack --part i/n")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -37,7 +37,6 @@ from flatdepth.types import BETTER, REGIONS
 
 FORMAT = 1
 KIND = "flatdepth cross-validation"
-TRAIN = Path(__file__).parents[2] / "train.py"
 
 _SHOWN = ("abs_rel", "delta1", "silog", "illusion_gap")
 _LABELS = {
@@ -268,12 +267,12 @@ def _finished(run: Path) -> Mapping[str, Any] | None:
 
 
 def _launch(config: Path, options: str) -> None:
-    """``accelerate launch train.py --config ...``; SIGINT and SIGTERM are passed on as SIGTERM.
+    """``accelerate launch -m flatdepth.train``; SIGINT and SIGTERM are passed on as SIGTERM.
 
     On SIGTERM a run saves a checkpoint and ends.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(options)]
-    command += [str(TRAIN), f"--config={config}"]
+    command += ["-m", "flatdepth.train", f"--config={config}"]
     # a session of its own, so that Ctrl-C reaches the run once and as SIGTERM
     process = subprocess.Popen(command, start_new_session=True)
     stopped = False

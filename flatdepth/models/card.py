@@ -88,7 +88,7 @@ def write_model_card(weights: Path, run: Path) -> Path:
     """
     metadata = read_metadata(weights)
     if metadata is None:
-        raise UserError(f"{weights} has no metadata; export it with tools/checkpoint.py first")
+        raise UserError(f"{weights} has no metadata; export it with flatdepth checkpoint first")
     card = weights.with_suffix(".md")
     text = model_card(weights.stem, metadata, run=read_run(run), layout="files")
     write_atomic(card, text.encode())
@@ -202,7 +202,7 @@ def _recipe(run: RunRecord) -> str:
     rows = [f"| {group} | {_listed(values)} |" for group, values in shown.items()]
     command = (
         "# with config.yaml of the run's directory\n"
-        "accelerate launch train.py --config config.yaml --name NEW_NAME"
+        "flatdepth train --config config.yaml --name NEW_NAME"
     )
     return _section(
         "Data and recipe",

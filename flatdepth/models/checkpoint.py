@@ -38,6 +38,7 @@ from flatdepth.models.huggingface import (
     read_config,
 )
 from flatdepth.models.probe import check_weights, likely_kind
+from flatdepth.resources import demo_file
 
 FORMAT = "flatdepth"
 """The value of ``format`` in the metadata of files that we wrote."""
@@ -400,7 +401,7 @@ def _read_json(path: Path) -> object:
 
 def _locate(source: str) -> Path:
     """The local path of a source, downloaded if it is a hub id."""
-    path = Path(source).expanduser()
+    path = Path(demo_file(source)).expanduser()
     if path.is_dir():
         if not (path / WEIGHTS).is_file():
             raise UserError(f"{source} is a folder; name the .pth or .safetensors file in it")

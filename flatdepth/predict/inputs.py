@@ -198,12 +198,24 @@ def open_photo(path: Path) -> Photo:
         BadFrame: it is no picture, damaged, absurdly large, or cannot be read.
     """
     with _opened(path) as image:
-        image.load()
-        exif, details = _read_exif(image)
-        pixels = np.asarray(_to_rgb(image, str(path)))
-        turn = _TURNS.get(int(_number(exif.get(_ORIENTATION))))
-        if turn is not None:
-            pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
+        return upright(image, str(path))
+
+
+def upright(image: Image.Image, name: str) -> Photo:
+    """An opened picture as ``open_photo`` gives it; ``name`` is for messages.
+
+    Raises:
+        BadFrame: its values are not of 8 or 16 bits.
+    """
+    image.load()
+    exif, details = _read_exif(image)
+    if image.mode == "F":
+        detail = "the image holds floating-point values; save it with 8 or 16 bits"
+        raise BadFrame("image is not 8- or 16-bit", detail)
+    pixels = np.asarray(_to_rgb(image, name))
+    turn = _TURNS.get(int(_number(exif.get(_ORIENTATION))))
+    if turn is not None:
+        pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
     height, width = pixels.shape[:2]
     return Photo(image=pixels, focal_px=focal_from_exif(details, height, width))
 
@@ -244,10 +256,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise BadFrame(
             "too large", f"the image is too large; shrink it to at most {MAX_PIXELS} pixels"
         ) from error
-    except BadFrame as error:
-        if error.reason == "image is not 8- or 16-bit":
-            detail = "the image holds floating-point values; save it with 8 or 16 bits"
-            raise BadFrame(error.reason, detail) from error
+    except BadFrame:
         raise
     except OSError as error:
         if error.errno is not None:

@@ -29,7 +29,14 @@ from flatdepth.data.readers.files import pinhole
 from flatdepth.errors import BadFrame, UserError, is_out_of_memory
 from flatdepth.geometry import View, view_image
 from flatdepth.models.depth_anything import PATCH, Kind
-from flatdepth.predict.inputs import Input, announced_pixels, find_inputs, open_photo, printable
+from flatdepth.predict.inputs import (
+    Input,
+    Photo,
+    announced_pixels,
+    find_inputs,
+    open_photo,
+    printable,
+)
 from flatdepth.predict.outputs import (
     LAST_CODE,
     METRES_PER_CODE,
@@ -83,13 +90,13 @@ class PredictOptions:
         tiles: refine the prediction with tiles of ``size`` pixels at the input's own resolution.
         png_unit: what the codes of a metric depth PNG stand for.
         intrinsics: fx, fy, cx, cy in pixels of the inputs, cx and cy for pixel centres at
-            integers, as tools/pack.py takes them.
+            integers, as flatdepth pack takes them.
         fov_deg: horizontal field of view in degrees, in place of intrinsics.
         prune: points are left out where depth jumps by more than this share.
         overwrite: replace output files that exist.
 
     Raises:
-        UserError: a value is out of range; the message names the option of ``tools/predict.py``.
+        UserError: a value is out of range; the message names the option of ``flatdepth predict``.
     """
 
     write: tuple[Product, ...] = ("depth", "colour", "side")
@@ -216,6 +223,45 @@ def predict_tiled(
     nearest = 1 / _LEAST_DEPTH_M if model.kind == "metric" else np.inf
     farthest = 1 / model.max_depth_m if model.kind == "metric" else 0.0
     return blend(aligned(), height, width, overlap).clip(farthest, nearest)
+
+
+def predict_photo(
+    model: DepthModel, photo: Photo, options: PredictOptions, device: torch.device
+) -> Prediction:
+    """The depth of one picture; its camera only if ``options`` or EXIF say it.
+
+    Raises:
+        BadFrame: the prediction is not finite.
+    """
+    height, width = photo.image.shape[:2]
+    network = network_size(height, width, options.size)
+    if options.tiles:
+        inverse = predict_tiled(model, photo.image, options, device)
+    else:
+        inverse = predict_inverse(model, [photo.image], network, device)[0]
+    said = (options.intrinsics, options.fov_deg, photo.focal_px)
+    known = any(value is not None for value in said)
+    camera = choose_camera(photo.focal_px, height, width, options) if known else None
+    return _prediction(model, photo.image, inverse, camera, network, options)
+
+
+def _prediction(
+    model: DepthModel,
+    image: UInt8[np.ndarray, "h w 3"],
+    inverse: Float32[np.ndarray, "h w"],
+    camera: Camera | None,
+    network: tuple[int, int],
+    options: PredictOptions,
+) -> Prediction:
+    if not np.isfinite(inverse).all():
+        raise BadFrame("not finite", "the prediction is not finite; try --device cpu")
+    return Prediction(
+        image=image,
+        inverse=inverse,
+        kind=model.kind,
+        camera=camera,
+        blur_px=1.0 if options.tiles else image.shape[0] / network[0],
+    )
 
 
 def doubt(inverse: Float32[np.ndarray, "h w"], model: DepthModel) -> str | None:
@@ -472,19 +518,16 @@ def _predicted(
         else:
             maps = predict_inverse(model, images, group[0].network, device)
         for one, inverse in zip(group, maps, strict=True):
-            if not np.isfinite(inverse).all():
-                yield Skipped(one.source, "the prediction is not finite; try --device cpu")
+            try:
+                prediction = _prediction(
+                    model, one.image, inverse, one.camera, one.network, options
+                )
+            except BadFrame as error:
+                yield Skipped(one.source, error.detail)
                 continue
             if say_doubt is not None and (trouble := doubt(inverse, model)):
                 say_doubt(f"warning: {printable(one.source.path)}: {trouble}")
             say_doubt = None
-            prediction = Prediction(
-                image=one.image,
-                inverse=inverse,
-                kind=model.kind,
-                camera=one.camera,
-                blur_px=1.0 if options.tiles else one.image.shape[0] / one.network[0],
-            )
             yield _Predicted(source=one.source, prediction=prediction, network=one.network)
 
 

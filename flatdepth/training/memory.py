@@ -343,7 +343,7 @@ class Proposal:
 
     @property
     def flags(self) -> str:
-        """The proposal as options of train.py."""
+        """The proposal as options of training."""
         return (
             f"--micro_batch {self.micro_batch} --model.checkpointing {self.checkpointing} "
             f"--eval.batch {self.eval_batch}"
@@ -509,7 +509,7 @@ def measurement_text(config: TrainConfig, result: Measurement) -> str:
 
 
 def fit_text(config: TrainConfig, proposals: Sequence[Proposal], budget: int) -> str:
-    """The proposals as a table, and the best as options of train.py."""
+    """The proposals as a table, and the best as options of training."""
     lines = [
         f"{'model.checkpointing':20} {'micro_batch':>11} {'eval.batch':>10} {'GiB':>6} "
         f"{'TFLOP/image':>11}  "

@@ -2,7 +2,7 @@
 
 ``runs/NAME/``::
 
-    config.yaml       the resolved configuration; train.py --config reads it
+    config.yaml       the resolved configuration; flatdepth train --config reads it
     history.jsonl     one line per optimiser step
     metrics.json      every validation, protocol, device, versions
     pictures/         a contact sheet per validation
@@ -17,7 +17,6 @@ import importlib
 import json
 import math
 import platform
-import shlex
 import sys
 import uuid
 from collections.abc import Mapping
@@ -125,8 +124,9 @@ class RunLog:
                     )
                 self._say(f"done: {self._run / 'report.html'}")
             else:
-                command = shlex.join(["accelerate", "launch", "train.py", *sys.argv[1:]])
-                self._say(f"stopped at step {self._progress.step}; to go on: {command}")
+                self._say(
+                    f"stopped at step {self._progress.step}; give the same command again to go on"
+                )
         return self._metrics(finished)
 
     def _metrics(self, finished: bool) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def count_step(progress: Progress, taken: bool, keys: list[str], config: TrainCo
         raise UserError(
             f"{progress.bad_steps} optimiser steps in a row had a loss or gradient that is not "
             f"finite, or no valid pixel (max_bad_steps); the last one's samples were "
-            f"{', '.join(keys)}; lower optim.lr, or look at these frames with tools/pack.py verify"
+            f"{', '.join(keys)}; lower optim.lr, or look at these frames with flatdepth pack verify"
         )
 
 

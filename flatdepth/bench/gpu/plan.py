@@ -1,4 +1,4 @@
-"""The list of ``tools/benchmark.py gpu``, the most important first."""
+"""The list of ``flatdepth benchmark gpu``, the most important first."""
 
 from functools import partial
 

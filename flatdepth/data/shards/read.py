@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from flatdepth.data.shards import DEPTH_EXT, INDEX_NAME, JSON_EXT, WORK_DIR, Index
 from flatdepth.data.shards.codec import decode_depth
 from flatdepth.errors import BadFrame, UserError
+from flatdepth.resources import demo_file
 from flatdepth.types import RawFrame
 
 ATTEMPTS = 5
@@ -87,7 +88,7 @@ class ShardSet:
             UserError: there is no finished set, its index is unusable, or a shard is missing or
                 of another size.
         """
-        url = os.fspath(url)
+        url = demo_file(os.fspath(url))
         fs, root = resolve(url)
         root = root.removesuffix(f"/{INDEX_NAME}")
         try:
@@ -133,7 +134,7 @@ class ShardSet:
         except BadFrame as error:
             raise UserError(
                 f"{self.shard_path(int(self.index.shard[i]))}: sample {self.keys[i]} is damaged "
-                f"({error}); find all damage with: python tools/pack.py verify {self.url}"
+                f"({error}); find all damage with: flatdepth pack verify {self.url}"
             ) from error
 
     def read_bytes(self, i: SupportsIndex) -> bytes:
@@ -289,11 +290,11 @@ def _how_to_make(url: str, fs: fsspec.AbstractFileSystem, root: str) -> str:
     if WORK_DIR in names:
         return f"packing into {url} is not finished; run the same pack command again to resume it"
     if any(name.startswith("part-") for name in names):
-        return f"{url} holds parts of a set; join them with: python tools/pack.py merge {url}"
+        return f"{url} holds parts of a set; join them with: flatdepth pack merge {url}"
     below = sorted(name for name in names if fs.exists(f"{root}/{name}/{INDEX_NAME}"))
     if below:
         return f"{url} is not a shard set itself; name one below it ({', '.join(below)})"
     return (
         f"there is no shard set at {url} ({INDEX_NAME} not found); make one with: "
-        f"python tools/pack.py DATASET --raw DIR --out {url}"
+        f"flatdepth pack DATASET --raw DIR --out {url}"
     )

@@ -1,0 +1,221 @@
+"""Measure how much memory and time flatdepth takes, and against simpler ways of doing the same.
+
+flatdepth benchmark paste [--batch 4] [--size 518] [--rounds 20]      the paste stage
+flatdepth benchmark memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of a training
+flatdepth benchmark step [--steps 10] [--config FILE]                 stages of its steps
+flatdepth benchmark loader [--samples 128] [--config FILE]            reading and decoding
+flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
+
+memory, step and loader take every option of training too, and the quickstart's without any.
+--out FILE.json writes the figures; gpu, which docs/gpu.md explains, always writes them.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from flatdepth.bench.timing import as_json, compare, environment, table
+from flatdepth.cli import Parser, as_called, called, parse_config
+from flatdepth.config import TrainConfig
+from flatdepth.errors import UserError, import_extra
+from flatdepth.resources import QUICKSTART, ROOT
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line and run one benchmark."""
+    chosen, others = options().parse_known_args(argv)
+    if chosen.command in ("paste", "gpu") and others:
+        own = f"{called('benchmark')} {chosen.command}"
+        raise UserError(f"unknown option {others[0]}; see {own} --help")
+    if chosen.command == "gpu":
+        return run_gpu(chosen)
+    if chosen.command == "paste":
+        figures = run_paste(chosen)
+    else:
+        arguments = others or [f"--config={QUICKSTART}"]
+        config = parse_config(TrainConfig, arguments, prog=called("benchmark"), description=None)
+        run = {"memory": run_memory, "step": run_step, "loader": run_loader}[chosen.command]
+        figures = run(chosen, config)
+    if chosen.out:
+        chosen.out.write_text(json.dumps(figures, indent=1))
+    return 0
+
+
+def positive(text: str) -> int:
+    """A whole number above 0.
+
+    Raises:
+        ArgumentTypeError: it is not.
+    """
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def options() -> Parser:
+    """The options of each benchmark."""
+    parser = Parser(prog=called("benchmark"), description=as_called("benchmark", __doc__))
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    names = {
+        "paste": "the paste stage, one layer of art per image",
+        "memory": "GPU memory of a training, measured on CUDA, else simulated",
+        "step": "stages of an optimiser step",
+        "loader": "the loader against decoding alone and against WebDataset + DataLoader",
+        "gpu": "everything that needs a GPU, the most important first, each in its own process",
+    }
+    subs = {
+        name: commands.add_parser(name, help=text, description=text) for name, text in names.items()
+    }
+    for sub in subs.values():
+        sub.add_argument("--out", type=Path, help="write the figures as JSON")
+    subs["gpu"].set_defaults(out=Path("gpu.json"))
+    subs["paste"].add_argument("--batch", type=positive, default=4, help="images per batch")
+    subs["paste"].add_argument(
+        "--size", type=positive, default=518, help="height and width in pixels"
+    )
+    subs["paste"].add_argument(
+        "--area",
+        type=float,
+        nargs=2,
+        default=(0.03, 0.3),
+        metavar=("LOW", "HIGH"),
+        help="range of a paste's area as a share of the image",
+    )
+    subs["paste"].add_argument("--rounds", type=positive, default=20, help="timed rounds")
+    subs["memory"].add_argument(
+        "--cap", metavar="SIZE", help="on CUDA: limit the allocator to this much, such as 8GiB"
+    )
+    subs["memory"].add_argument(
+        "--fit", metavar="SIZE", help="propose micro_batch and checkpointing for a GPU of this size"
+    )
+    subs["step"].add_argument("--steps", type=positive, default=10, help="timed optimiser steps")
+    subs["step"].add_argument(
+        "--peak_tflops", type=float, help="peak of the GPU; known ones are looked up"
+    )
+    subs["loader"].add_argument(
+        "--samples", type=positive, default=128, help="timed samples per contender and round"
+    )
+    subs["loader"].add_argument("--rounds", type=positive, default=6, help="rounds")
+    subs["loader"].add_argument(
+        "--pace",
+        type=float,
+        default=4.0,
+        help="images/s of the training whose waiting is measured (about ViT-L on a laptop's GPU)",
+    )
+    gpu = subs["gpu"]
+    gpu.add_argument("--minutes", type=positive, default=8, help="time for all parts together")
+    gpu.add_argument("--dry", action="store_true", help="the same list at tiny sizes on the CPU")
+    gpu.add_argument(
+        "--shards",
+        type=Path,
+        default=Path("shards"),
+        help="directory of demo_rooms and demo_pictures, which are packed if they are missing",
+    )
+    gpu.add_argument(
+        "--wheels",
+        type=Path,
+        metavar="DIR",
+        help="instead: download what a machine without network lacks (docs/gpu.md)",
+    )
+    return parser
+
+
+def run_gpu(chosen: argparse.Namespace) -> int:
+    """Everything that needs a GPU; 1 if a part failed."""
+    if chosen.wheels is not None:
+        from flatdepth.bench.gpu.wheels import download
+
+        pyproject = ROOT / "pyproject.toml"
+        if not pyproject.is_file():
+            raise UserError("--wheels needs a clone of flatdepth; run it from pip install -e .")
+        print(download(pyproject, chosen.wheels), end="")
+        return 0
+    from flatdepth.bench.gpu.plan import PARTS
+    from flatdepth.bench.gpu.rows import table
+    from flatdepth.bench.gpu.runner import run_parts
+    from flatdepth.bench.gpu.settings import Settings
+    from flatdepth.data.demo import DEMO_SETS, ensure_demo
+
+    if not chosen.dry and not torch.cuda.is_available():
+        raise UserError("gpu needs a CUDA GPU; --dry runs the same list at tiny sizes on a CPU")
+    if chosen.out.exists():
+        raise UserError(f"{chosen.out} exists; move it away, or name another file with --out")
+    for name in DEMO_SETS:
+        ensure_demo(str(chosen.shards / name))
+    work = Path(tempfile.mkdtemp(prefix="flatdepth-gpu-"))
+    settings = Settings(
+        configs=ROOT / "configs",
+        shards=chosen.shards.resolve(),
+        work=work,
+        dry=chosen.dry,
+    )
+    print(f"{chosen.minutes} minutes at most; results in {chosen.out}, logs in {work}", flush=True)
+    rows = run_parts(PARTS, settings, seconds=60.0 * chosen.minutes, out=chosen.out)
+    print(table(rows))
+    return int(any(row.status == "failed" for row in rows))
+
+
+def run_paste(chosen: argparse.Namespace) -> dict[str, object]:
+    """The paste stage and its yardsticks."""
+    import_extra("cv2", "benchmark paste", "benchmark")
+    from flatdepth.bench.paste import paste_contenders
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    timings = compare(
+        paste_contenders(chosen.batch, chosen.size, tuple(chosen.area), device),
+        baseline="grid_sample",
+        rounds=chosen.rounds,
+        device=device,
+    )
+    facts = environment(device)
+    print(f"{chosen.batch} x 3 x {chosen.size} x {chosen.size}, {facts['device']}, one layer")
+    print(table(timings))
+    return {"environment": facts, "timings": as_json(timings)}
+
+
+def run_memory(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
+    """Memory of the configuration, and what would fit."""
+    from flatdepth.training import memory
+
+    figures: dict[str, object] = {}
+    if torch.cuda.is_available():
+        measured = memory.measure(
+            config, None if chosen.cap is None else memory.parse_bytes(chosen.cap)
+        )
+        print(memory.measurement_text(config, measured))
+        figures["measured"] = asdict(measured)
+    elif chosen.cap is not None:
+        raise UserError("--cap needs a CUDA GPU; without one, use --fit")
+    simulated = memory.simulate(config)
+    print(memory.simulation_text(config, simulated))
+    figures["simulated"] = asdict(simulated)
+    if chosen.fit is not None:
+        budget = memory.parse_bytes(chosen.fit)
+        proposals = memory.fit(config, budget)
+        print(memory.fit_text(config, proposals, budget))
+        figures["fit"] = [asdict(proposal) for proposal in proposals]
+    return figures
+
+
+def run_step(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
+    """Stages of an optimiser step."""
+    from flatdepth.bench.step import measure_steps, step_text
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    times = measure_steps(config, steps=chosen.steps, device=device, peak_tflops=chosen.peak_tflops)
+    print(step_text(config, times))
+    return asdict(times)
+
+
+def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
+    """The loader and its yardsticks."""
+    import_extra("psutil", "benchmark loader", "benchmark")
+    from flatdepth.bench.loader import loader_text, measure_loader
+
+    found = measure_loader(config, samples=chosen.samples, rounds=chosen.rounds, pace=chosen.pace)
+    print(loader_text(config, found))
+    return asdict(found)

@@ -1,0 +1,197 @@
+"""Look into weight files, convert, compare, blend and check them.
+
+flatdepth checkpoint info FILE [--keys]
+flatdepth checkpoint export FILE OUT
+flatdepth checkpoint diff A B [--out diff.png] [--json diff.json] [--tensors]
+flatdepth checkpoint blend A B --alpha 0.5 OUT
+flatdepth checkpoint verify FILE [OTHER]
+
+A FILE is a .pth, a .safetensors, a folder in the layout of transformers, or a Hugging Face Hub id.
+An OUT is NAME.pth, NAME.safetensors, or a folder for Hugging Face transformers.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import cast
+
+from flatdepth.cli import Parser, as_called, called
+from flatdepth.errors import UserError
+from flatdepth.models.checkpoint import LoadReport, WeightFile, model_of, open_model, read_weights
+from flatdepth.models.depth_anything import DepthAnythingV2, Kind
+from flatdepth.models.export import export_weights, largest_difference
+from flatdepth.models.huggingface import takes
+from flatdepth.models.surgery import (
+    blend,
+    blended_metadata,
+    diff,
+    diff_chart,
+    diff_json,
+    diff_table,
+    info,
+    keys,
+)
+from flatdepth.show.pictures import write_atomic
+
+_ORIGIN = ("run", "blend", "converted_from")
+"""Metadata that says where weights come from, kept on export."""
+
+
+def main(argv: list[str]) -> int:
+    arguments = command_line().parse_args(argv)
+    return int(arguments.function(arguments) or 0)
+
+
+def command_line() -> Parser:
+    parser = Parser(prog=called("checkpoint"), description=as_called("checkpoint", __doc__))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    sub = commands.add_parser("info", help="kind, encoder, depth range, units, keys, size")
+    sub.set_defaults(function=_info)
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--keys", action="store_true", help="list every tensor")
+
+    sub = commands.add_parser("export", help="write another layout, with a model card")
+    sub.set_defaults(function=_export)
+    sub.add_argument("file", metavar="FILE")
+    _add_target(sub)
+    sub.add_argument(
+        "--run",
+        type=Path,
+        metavar="RUN",
+        help="run directory for the card (default: the one that FILE lies in)",
+    )
+    _add_kind(sub)
+
+    sub = commands.add_parser("diff", help="which layers moved from A to B")
+    sub.set_defaults(function=_diff)
+    sub.add_argument("a", metavar="A", help="for example the file that training started from")
+    sub.add_argument("b", metavar="B", help="for example what it ended with")
+    sub.add_argument("--out", type=Path, metavar="FILE.png", help="bar plot to write")
+    sub.add_argument("--json", type=Path, metavar="FILE.json", help="all norms to write")
+    sub.add_argument("--tensors", action="store_true", help="a line per tensor, not per block")
+
+    sub = commands.add_parser("blend", help="interpolate: (1 - alpha) A + alpha B")
+    sub.set_defaults(function=_blend)
+    sub.add_argument("a", metavar="A", help="for example the file that training started from")
+    sub.add_argument("b", metavar="B", help="for example what it ended with")
+    sub.add_argument("--alpha", type=float, required=True, help="share of B, 0 to 1")
+    _add_target(sub)
+    _add_kind(sub)
+
+    sub = commands.add_parser(
+        "verify", help="compare one forward pass with OTHER's, or with copies in every layout"
+    )
+    sub.set_defaults(function=_verify)
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("other", metavar="OTHER", nargs="?")
+    sub.add_argument(
+        "--tolerance", type=float, default=1e-4, help="largest difference (default: %(default)s)"
+    )
+    _add_kind(sub)
+    return parser
+
+
+def _add_target(parser: Parser) -> None:
+    parser.add_argument(
+        "target",
+        type=Path,
+        metavar="OUT",
+        help="NAME.pth, NAME.safetensors, or a folder for the layout of transformers",
+    )
+
+
+def _add_kind(parser: Parser) -> None:
+    group = parser.add_argument_group("for files that do not say it")
+    group.add_argument("--kind", choices=("metric", "relative"))
+    group.add_argument("--max_depth_m", type=float, metavar="METRES")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    weights = read_weights(arguments.file)
+    print(info(weights))
+    if arguments.keys:
+        print(keys(weights))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    model, report = _open(arguments.file, arguments)
+    said = report.metadata or {}
+    extra = {key: said[key] for key in (*_ORIGIN, "step") if key in said}
+    if not said.keys() & set(_ORIGIN):
+        extra["converted_from"] = Path(arguments.file).name
+    run = arguments.run or _run_of(Path(arguments.file))
+    _write(model, arguments.target, extra, run)
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    for path in (arguments.out, arguments.json):
+        if path is not None and path.exists():
+            raise UserError(f"{path} would be overwritten; choose another name")
+    if arguments.out is not None and arguments.out.suffix.lower() != ".png":
+        raise UserError(f"--out: expected a name that ends in .png, got {arguments.out}")
+    result = diff(read_weights(arguments.a), read_weights(arguments.b))
+    print(diff_table(result, tensors=arguments.tensors))
+    if arguments.out is not None:
+        write_atomic(arguments.out, diff_chart(result))
+        print(arguments.out)
+    if arguments.json is not None:
+        write_atomic(arguments.json, diff_json(result).encode())
+        print(arguments.json)
+
+
+def _blend(arguments: argparse.Namespace) -> None:
+    a, b = read_weights(arguments.a), read_weights(arguments.b)
+    model = _model_like(a, b, arguments)
+    model.load_state_dict(blend(model, _model_like(b, a, arguments), arguments.alpha))
+    extra = blended_metadata(arguments.a, arguments.b, arguments.alpha)
+    _write(model, arguments.target, dict(extra), None)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    model, _ = _open(arguments.file, arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.other is not None:
+            found = {
+                arguments.other: largest_difference(model, _open(arguments.other, arguments)[0])
+            }
+        else:
+            names = ["copy.pth", "copy.safetensors"]
+            if takes(model):
+                names.append("transformers layout")
+            else:
+                print(f"transformers takes whole metres only, not {model.max_depth_m}: left out")
+            found = {name: export_weights(model, Path(folder) / name) for name in names}
+    for name, difference in found.items():
+        verdict = "equal" if difference <= arguments.tolerance else "NOT equal"
+        print(f"{verdict} to {name}: largest difference {difference:.3g} {model.units}")
+    return int(not all(difference <= arguments.tolerance for difference in found.values()))
+
+
+def _open(source: str, arguments: argparse.Namespace) -> tuple[DepthAnythingV2, LoadReport]:
+    model, report = open_model(source, kind=arguments.kind, max_depth_m=arguments.max_depth_m)
+    print(report)
+    return model, report
+
+
+def _model_like(
+    file: WeightFile, other: WeightFile, arguments: argparse.Namespace
+) -> DepthAnythingV2:
+    """The model of a file that may leave it to another to say what it is."""
+    said = {**(other.metadata or {}), **(file.metadata or {})}
+    kind = cast(Kind | None, arguments.kind or said.get("kind"))
+    far = arguments.max_depth_m or said.get("max_depth_m")
+    model, report = model_of(file, kind=kind, max_depth_m=None if far is None else float(far))
+    print(report)
+    return model
+
+
+def _write(model: DepthAnythingV2, target: Path, extra: dict[str, str], run: Path | None) -> None:
+    difference = export_weights(model, target, extra=extra, run=run)
+    print(f"wrote {target}; read again, its largest difference is {difference:g} {model.units}")
+
+
+def _run_of(file: Path) -> Path | None:
+    """The run directory whose ``weights`` folder holds the file, if there is one."""
+    run = file.parent.parent
+    return run if file.parent.name == "weights" and (run / "metrics.json").is_file() else None

@@ -1,0 +1,164 @@
+"""Pack raw data into shard sets, and look after shard sets. See ``flatdepth pack --help``."""
+
+import re
+import sys
+import warnings
+from importlib import import_module
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from flatdepth.cli import as_called, called, plain_text
+from flatdepth.data import pack
+from flatdepth.errors import UserError
+
+READERS = {
+    "hypersim": ("HypersimReader", "Hypersim as downloaded (rendered rooms, float16 distances)"),
+    "vkitti2": ("VKitti2Reader", "Virtual KITTI 2 as downloaded (rendered streets, cm)"),
+    "nyu": ("NyuReader", "NYU Depth V2 (Kinect, h5 files)"),
+    "folder": ("FolderReader", "any image and depth files, paired by two patterns"),
+    "art": ("ArtReader", "a directory of pictures, to hang on walls"),
+    "rooms": ("RoomsReader", "rooms generated on the spot, no raw data needed"),
+}
+
+OVERVIEW = """\
+usage: flatdepth pack COMMAND ...
+
+Pack raw data into a shard set (flatdepth pack COMMAND --help lists the options):
+{readers}
+
+Look after shard sets:
+  merge     join the parts packed with --part i/n
+  verify    check every byte of a set
+  ls        list the sets at and below a directory
+  export    write a set as plain image, 16-bit PNG depth and camera files
+
+Example:
+  flatdepth pack hypersim --raw /data/hypersim --out shards/hypersim
+
+Exit code: 0 done; 1 done, but damaged frames were left out or found, each is named; 2 a mistake.
+"""
+
+
+class Parser(ArgumentParser):
+    """An argument parser that answers a mistake with one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(f"{plain_text(message)} (see: {self.prog} --help)") from ex
+
+
+def main(argv: list[str]) -> int:
+    warnings.formatwarning = _plain_warning
+    if not argv or argv[0] in ("-h", "--help"):
+        rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in READERS.items())
+        print(as_called("pack", OVERVIEW.format(readers=rows)))
+        return 0
+    command, arguments = argv[0], argv[1:]
+    commands = {"merge": _merge, "verify": _verify, "ls": _ls, "export": _export}
+    try:
+        if command in READERS:
+            return _pack(command, arguments)
+        if command in commands:
+            return commands[command](arguments)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
+    names = ", ".join([*READERS, *commands])
+    raise UserError(f"unknown command {command!r}; choose one of {names}")
+
+
+def _pack(name: str, argv: list[str]) -> int:
+    class_name, text = READERS[name]
+    reader_class = getattr(import_module(f"flatdepth.data.readers.{name}"), class_name)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _parser(name, f"Pack {text}.")
+    generated = {"raw"} if name == "rooms" else set()
+    parser.add_class_arguments(reader_class, skip=generated)
+    packing = parser.add_argument_group("Packing")
+    packing.add_argument("--out", type=str, required=True, help="Directory or URL of the set.")
+    packing.add_argument(
+        "--workers", type=int, default=pack.cpus(), help="Processes; by default one per CPU."
+    )
+    packing.add_argument(
+        "--part", type=str, default="1/1", help="i/n: pack only the i-th of n parts; then merge."
+    )
+    packing.add_argument("--shard_mb", type=float, default=256.0, help="Size limit of a shard.")
+    packing.add_argument(
+        "--min_valid", type=float, default=0.01, help="Least share of pixels with known depth."
+    )
+    packing.add_argument("--level", type=int, default=12, help="zstd level of depth, 1..22.")
+    options = parser.parse_args([_bracketed(word) for word in argv]).as_dict()
+    packed = {key: options.pop(key) for key in ("out", "workers", "shard_mb", "min_valid", "level")}
+    part = _part(options.pop("part"))
+    reader = reader_class(**options, **dict.fromkeys(generated, ""))
+    summary = pack.pack(reader, part=part, **packed)
+    print(summary)
+    return 1 if summary.damaged else 0
+
+
+def _parser(command: str, description: str) -> Parser:
+    return Parser(prog=f"{called('pack')} {command}", description=description)
+
+
+def _merge(argv: list[str]) -> int:
+    parser = _parser("merge", "Join the parts packed with --part i/n.")
+    parser.add_argument(
+        "parts", nargs="+", type=str, help="Parts, or directories that hold part-i-of-n."
+    )
+    parser.add_argument("--out", type=str, help="Joined set; by default the directory given.")
+    options = parser.parse_args(argv)
+    if options.out is None and len(options.parts) > 1:
+        raise UserError("several directories to merge need --out")
+    summary = pack.merge(options.parts, options.out or options.parts[0])
+    print(summary)
+    return 1 if summary.damaged else 0
+
+
+def _verify(argv: list[str]) -> int:
+    parser = _parser("verify", "Check every byte of a set; 1 if damaged.")
+    parser.add_argument("dir", type=str, help="Directory or URL of the set.")
+    parser.add_argument(
+        "--workers", type=int, default=pack.cpus(), help="Threads; by default one per CPU."
+    )
+    options = parser.parse_args(argv)
+    found = pack.verify(options.dir, options.workers)
+    print(found)
+    return 1 if found.damage else 0
+
+
+def _ls(argv: list[str]) -> int:
+    parser = _parser("ls", "List the sets at and below a directory.")
+    parser.add_argument("dir", type=str, help="Directory or URL.")
+    print(pack.ls(parser.parse_args(argv).dir))
+    return 0
+
+
+def _export(argv: list[str]) -> int:
+    parser = _parser("export", "Write a set as plain files.")
+    parser.add_argument("dir", type=str, help="Directory or URL of the set.")
+    parser.add_argument("--out", type=str, required=True, help="An empty or new directory.")
+    parser.add_argument(
+        "--codes_per_metre",
+        type=float,
+        default=1000.0,
+        help="Depth PNG codes per metre; 1000 is mm and reaches 65.5 m, 256 reaches 256 m.",
+    )
+    options: Namespace = parser.parse_args(argv)
+    print(pack.export(options.dir, options.out, options.codes_per_metre))
+    return 0
+
+
+def _bracketed(word: str) -> str:
+    """``525,525,319.5,239.5``, also behind ``--intrinsics=``, as the list that it is."""
+    return re.sub(r"^(--\w+=)?(-?[\d.]+(?:,-?[\d.]+)+)$", r"\1[\2]", word)
+
+
+def _part(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal()):
+        raise UserError(f"--part must be i/n, such as 1/4, not {text!r}")
+    return int(i), int(n)
+
+
+def _plain_warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {message}\n"

@@ -1,0 +1,137 @@
+"""Predict depth on pictures.
+
+flatdepth predict --checkpoint FILE photo.jpg folder "more/*.heic" --out DIR
+flatdepth predict --checkpoint FILE photo.jpg --out DIR --write depth,npy,ply --tiles
+
+Writes below DIR, named after the inputs and in their folders:
+  depth   NAME_depth.png   16 bits: mm, or inverse depth over the full range (--png_unit)
+  npy     NAME_depth.npy   float32: metres, or relative inverse depth
+  colour  NAME_colour.png  near warm, far cold
+  side    NAME_side.png    the image beside its depth
+  ply     NAME_points.ply  point cloud in metres (metric only), x right, y up, z towards the viewer:
+                           upright in MeshLab and CloudCompare (turn y and z round for OpenCV)
+  and NAME_depth.json, which says what the values mean, with depth, npy and ply.
+
+Exit code: 0 all inputs done; 1 some were skipped, each is named; 2 wrong usage, nothing to be done.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from flatdepth.cli import Parser, as_called, called
+from flatdepth.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    chosen = parser().parse_intermixed_args(argv)
+    import torch
+
+    from flatdepth.models.checkpoint import open_model
+    from flatdepth.predict.predictor import PredictOptions, plan_inputs, predict_files
+
+    options = PredictOptions(
+        write=tuple(chosen.write),
+        size=chosen.size,
+        batch=chosen.batch,
+        tiles=chosen.tiles,
+        png_unit=chosen.png_unit,
+        intrinsics=chosen.intrinsics,
+        fov_deg=chosen.fov,
+        prune=chosen.prune,
+        overwrite=chosen.overwrite,
+    )
+    device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no usable GPU; leave the option out")
+    inputs = plan_inputs(chosen.inputs, chosen.out, options)
+    model, report = open_model(chosen.checkpoint, kind=chosen.kind, max_depth_m=chosen.max_depth_m)
+    print(report, file=sys.stderr)
+    try:
+        summary = predict_files(
+            model.to(device),
+            inputs,
+            chosen.out,
+            options,
+            device=device,
+            checkpoint=chosen.checkpoint,
+        )
+    except KeyboardInterrupt:
+        print("interrupted; finished outputs stay", file=sys.stderr)
+        return 130
+    print(summary)
+    return 1 if summary.skipped else 0
+
+
+def parser() -> Parser:
+    """The options."""
+    result = Parser(prog=called("predict"), description=as_called("predict", __doc__))
+    add = result.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="image, folder (with all below it) or pattern")
+    add("--checkpoint", required=True, metavar="FILE", help=".safetensors, .pth or a hub id")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder for the outputs")
+    add(
+        "--write",
+        type=products,
+        default="depth,colour,side",
+        metavar="LIST",
+        help="what to write: depth, npy, colour, side, ply (default: depth,colour,side)",
+    )
+    add("--overwrite", action="store_true", help="replace outputs that exist")
+    network = result.add_argument_group("network").add_argument
+    network("--size", type=int, default=518, help="shorter side of its input in px (default: 518)")
+    network("--tiles", action="store_true", help="full resolution from tiles of --size px")
+    network("--batch", type=int, default=4, help="images or tiles at once (default: 4)")
+    network("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
+    weights = result.add_argument_group("weights that do not say what they are").add_argument
+    weights("--kind", choices=("metric", "relative"))
+    weights(
+        "--max_depth_m", type=float, metavar="M", help="of metric weights: 20 indoor, 80 outdoor"
+    )
+    depth = result.add_argument_group("depth PNG and point cloud").add_argument
+    depth(
+        "--png_unit",
+        choices=("mm", "cm", "inverse"),
+        default="mm",
+        help="mm reaches 65.5 m, cm 655 m, inverse depth fills the range (default: mm; relative "
+        "weights: always inverse)",
+    )
+    depth(
+        "--intrinsics",
+        type=four_numbers,
+        metavar="FX,FY,CX,CY",
+        help="in pixels, cx and cy for pixel centres at integers (OpenCV), as pack.py takes them",
+    )
+    depth(
+        "--fov",
+        type=float,
+        metavar="DEG",
+        help="horizontal field of view (default: by EXIF, else 60)",
+    )
+    depth(
+        "--prune",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="leave out points where depth jumps by more than this share (default: 0.05)",
+    )
+    return result
+
+
+def products(text: str) -> list[str]:
+    """The names in a list with commas."""
+    known = ("depth", "npy", "colour", "side", "ply")
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {unknown[0]!r}")
+    return names
+
+
+def four_numbers(text: str) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy."""
+    try:
+        fx, fy, cx, cy = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected FX,FY,CX,CY, got {text!r}") from error
+    return fx, fy, cx, cy
