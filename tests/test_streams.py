@@ -232,6 +232,10 @@ def test_mistakes_are_sentences(config: TrainConfig, tiny_sets: TinySets, tmp_pa
     }.items():
         with pytest.raises(UserError, match=message):
             take(with_train(config, path), 15)
+    with pytest.raises(UserError, match=r"a\$\{B\}\.tar is no list of URLs \(missing environment"):
+        open_corpus(with_train(config, "a${B}.tar").data)
+    with pytest.raises(UserError, match="is no directory of a shard set"):
+        open_corpus(with_train(config, str(tar), loader="indexed").data)
     with pytest.raises(UserError, match="no training set has an index with a second scene"):
         open_corpus(with_train(config, str(tar), val=[]).data)
     entry = SetConfig(path=str(tar), val_scenes=["room_0000"])

@@ -123,7 +123,12 @@ def open_corpus(config: DataConfig) -> Corpus:
             "and name it as [{path: shards/NAME}]"
         )
     streamed = config.loader == "webdataset"
-    indexed = [entry for entry in config.train if not (streamed and is_url_list(entry.path))]
+    indexed = [entry for entry in config.train if not is_url_list(entry.path)]
+    if listed := [entry.path for entry in config.train if is_url_list(entry.path) and not streamed]:
+        raise UserError(
+            f"data.train: {listed[0]} is no directory of a shard set; name that, or set "
+            "data.loader to webdataset to read tars without an index"
+        )
     train_sets = [_open(entry.path, "depth", "data.train") for entry in indexed]
     val_sets = [_open(path, "depth", "data.val") for path in config.val]
     art_sets = [_open(path, "art", "data.art") for path in config.art]

@@ -55,7 +55,7 @@ class Window:
 
 def is_url_list(path: str) -> bool:
     """Whether an entry of ``data.train`` names tars or pipes instead of a set with an index."""
-    return path.startswith("pipe:") or ".tar" in path
+    return path.startswith("pipe:") or ".tar" in path.partition("?")[0].rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +78,16 @@ class Stream:
 
     @classmethod
     def of_list(cls, path: str, resampled: bool) -> "Stream":
-        """A stream of URLs in braces notation, joined by ``::``, without an index."""
-        return cls(name=path, urls=expand_urls(path), identities=None, resampled=resampled)
+        """A stream of URLs in braces notation, joined by ``::``, without an index.
+
+        Raises:
+            UserError: braces do not match, or a variable of the environment is missing.
+        """
+        try:
+            urls = expand_urls(path)
+        except (AssertionError, ValueError) as error:
+            raise UserError(f"data.train: {path} is no list of URLs ({error})") from error
+        return cls(name=path, urls=urls, identities=None, resampled=resampled)
 
     def windows(self, seed: int, rank: int, ranks: int) -> Iterator[Window]:
         """The training samples of one rank without end, in an order that follows from the seed.
