@@ -125,6 +125,7 @@ def test_a_pass_is_every_training_sample_once(config: TrainConfig, shards: Path)
     for path in (config.data.train[0].path, str(shards)):
         entry = SetConfig(path=path)
         one = dataclasses.replace(config, data=dataclasses.replace(config.data, train=[entry]))
+        assert len(open_corpus(one.data).streams[0].urls) == (12 if path == str(shards) else 1)
         passes = np.array(keys(take(clean(one), 24))).reshape(2, 12)
         assert set(passes[0]) == set(passes[1]) == trained
         assert passes[0].tolist() != passes[1].tolist()
@@ -139,6 +140,11 @@ def test_a_list_without_index_leaves_official_parts_out(tmp_path: Path) -> None:
     names = [frames[number].key for number in (0, 3, 4)]
     trained = {name: name_hash(f"tiny/{name}") for name in names}
     assert {window.frame(0).key: window.identity(0) for window in windows} == trained
+    # a pass may deal a rank none of the tars with samples to train on
+    write_set(str(tmp_path / "many"), frames[:4], shard_bytes=1)
+    stream = Stream.of_list(str(tmp_path / "many/tiny-{000000..000003}.tar"), resampled=False)
+    for rank in range(4):
+        assert next(stream.windows(0, rank, 4)).frame(0).key in names
 
 
 @pytest.mark.parametrize("source", ["shards", "pipe", "resampled"])

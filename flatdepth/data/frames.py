@@ -197,9 +197,10 @@ def _stream(entry: SetConfig, subset: Subset | None, resampled: bool) -> Stream:
             )
         return Stream.of_list(entry.path, resampled)
     shards, first = subset.shards, subset.first_identity
+    numbers = sorted(set(shards.index.shard[subset.rows].tolist()))
     return Stream(
         name=entry.path,
-        urls=[shards.shard_url(number) for number in range(len(shards.index.shards))],
+        urls=[shards.shard_url(number) for number in numbers],
         identities={shards.keys[row]: first + row for row in subset.rows.tolist()},
         resampled=resampled,
     )

@@ -99,31 +99,29 @@ class Stream:
             UserError: something cannot be opened, is damaged, or has no samples to train on.
         """
         window: deque[tuple[int, Mapping[str, Any]]] = deque(maxlen=WINDOW)
+        unread, found = set(self.urls), False
         for number in itertools.count():
-            empty = True
-            for entry in self._pass(hash_words(seed, number), rank, ranks):
-                empty = False
+            own = random.Random(hash_words(seed, number, rank))
+            if self.resampled:
+                urls, every = own.choices(self.urls, k=len(self.urls)), 1
+            elif len(self.urls) >= ranks:
+                dealt = random.Random(hash_words(seed, number)).sample(self.urls, len(self.urls))
+                urls, every = dealt[rank::ranks], 1
+            else:
+                urls, every = list(self.urls), ranks
+            entries = itertools.islice(self._read(urls), rank % every, None, every)
+            for entry in webdataset.shuffle(SHUFFLED, rng=own)(entries):
+                found = True
                 window.append(entry)
                 if len(window) == WINDOW:
                     yield Window(tuple(window))
-            if empty:
+            unread -= set(urls)
+            if not found and not unread:
                 raise UserError(
                     f"data.train: {self.name} has no samples to train on for rank {rank} of "
                     f"{ranks}; name tars that tools/pack.py wrote, with samples outside the "
                     "held-out scenes and official parts"
                 )
-
-    def _pass(self, seed: int, rank: int, ranks: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        shards, samples = random.Random(seed), random.Random(hash_words(seed, rank))
-        if self.resampled:
-            mine = samples.choices(self.urls, k=len(self.urls))
-            entries = self._read(mine)
-        elif len(self.urls) >= ranks:
-            mine = shards.sample(self.urls, len(self.urls))[rank::ranks]
-            entries = self._read(mine)
-        else:
-            entries = itertools.islice(self._read(self.urls), rank, None, ranks)
-        yield from webdataset.shuffle(SHUFFLED, rng=samples)(entries)
 
     def _read(self, urls: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         for url in urls:
