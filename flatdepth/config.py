@@ -33,7 +33,9 @@ class SetConfig:
     """One shard set of the training mixture."""
 
     path: str
-    """Directory or URL of a shard set (with its index.json), as written by flatdepth pack."""
+    """Directory or URL of a shard set (with its index.json), as written by flatdepth pack. With
+    `data.loader` webdataset also tars without an index as WebDataset opens them: a list in braces
+    (`https://HOST/rooms-{000000..000003}.tar`) or a command (`pipe:aws s3 cp s3://... -`)."""
     weight: float = 1.0
     """Relative share of the samples that come from this set."""
     val_scenes: list[str] = field(default_factory=list)
@@ -47,9 +49,17 @@ class DataConfig:
 
     train: list[SetConfig] = field(default_factory=list)
     """Shard sets to train on, mixed by weight."""
+    loader: Literal["indexed", "webdataset"] = "indexed"
+    """indexed: every sample is a range read, in an exact order, and a run that goes on is the run
+    that was not stopped. webdataset: tars are read from end to end, for stores without range
+    requests and for pipes. A run that goes on then begins the stream anew, in an order that follows
+    from the seed and the step: reproducible, but not what the uninterrupted run would have seen;
+    and its samples depend on the number of devices."""
+    resampled: bool = False
+    """With `loader` webdataset: shards are drawn with replacement instead of gone through."""
     val: list[str] = field(default_factory=list)
     """Shard sets to validate on, their official validation part if they have one, and never `test`;
-    empty: scenes held out of the training sets."""
+    empty: scenes held out of the training sets, which then need an index."""
     art: list[str] = field(default_factory=list)
     """Shard sets of pictures to hang; empty: no art is pasted."""
     val_share: float = 0.2
@@ -85,6 +95,11 @@ class DataConfig:
         _require(self.min_depth_m > 0, f"data.min_depth_m: must be > 0, got {self.min_depth_m}")
         _require(self.threads > 0, f"data.threads: must be at least 1, got {self.threads}")
         _require(self.prefetch > 0, f"data.prefetch: must be at least 1, got {self.prefetch}")
+        _require(
+            not self.resampled or self.loader == "webdataset",
+            "data.resampled: the indexed loader goes through every set sample by sample; set "
+            "data.loader to webdataset, or leave data.resampled out",
+        )
         for entry in self.train:
             _require(entry.weight >= 0, f"data.train: weight of {entry.path} must be >= 0")
         _require(

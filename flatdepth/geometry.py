@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
@@ -238,13 +237,13 @@ class View:
 
 def view_image(image: Float[Tensor, "3 h w"], view: View) -> Float[Tensor, "3 out_h out_w"]:
     """The view of an image, bilinear with the anti-aliasing filter scaled to the reduction."""
-    rows = slice(view.top, view.top + view.crop_height)
-    columns = slice(view.left, view.left + view.crop_width)
-    crop = image[None, :, rows, columns]
-    if crop.shape[-2:] != (view.height, view.width):
-        size = (view.height, view.width)
-        crop = F.interpolate(crop, size, mode="bilinear", align_corners=False, antialias=True)
-    return (crop.flip(-1) if view.flip else crop)[0].clamp(0, 1)
+    from torchvision.transforms.v2 import functional as tv  # takes seconds, and packing needs none
+
+    size = [view.height, view.width]
+    crop = tv.resized_crop(
+        image, view.top, view.left, view.crop_height, view.crop_width, size, antialias=True
+    )
+    return (tv.horizontal_flip(crop) if view.flip else crop).clamp(0, 1)
 
 
 def view_depth(depth_m: Float[Tensor, "h w"], view: View) -> Float[Tensor, "out_h out_w"]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from flatdepth.cli import parse_config
 from flatdepth.commands.benchmark import main
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
+from flatdepth.data.shards.webdataset import flatdepth_decoder
 from flatdepth.errors import UserError
 from flatdepth.training.memory import count_flops
 from tests.conftest import TinySets
@@ -109,9 +111,9 @@ def test_loader_contenders_decode_the_same_frames(config: TrainConfig) -> None:
     for place in (0, len(subset) - 1):
         frame = subset.frame(place)
         members = benchmark_loader._members(subset.shards, int(subset.rows[place]))
-        image, depth_m = benchmark_loader._decode_members(members)
-        assert (image.numpy() == frame.image).all()
-        assert torch.equal(depth_m, torch.from_numpy(frame.depth_m))
+        decoded = flatdepth_decoder(members)
+        np.testing.assert_array_equal(decoded["image"], frame.image)
+        np.testing.assert_array_equal(decoded["depth_m"], frame.depth_m)
 
 
 def test_every_loader_contender_gives_the_samples_it_is_timed_for(

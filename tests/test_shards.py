@@ -172,6 +172,19 @@ class TestTars:
                     assert (*owner, member.mtime, member.mode) == (0, 0, "", "", 0, 0o644)
                     assert member.pax_headers == {}
 
+    def test_a_shard_is_what_tarfile_writes(self, tmp_path: Path, frames: list[RawFrame]) -> None:
+        """The bytes of a plain USTAR archive, as sets have had them from the first version on."""
+        write_set(str(tmp_path), frames, shard_bytes=2**30)
+        oracle = io.BytesIO()
+        with tarfile.open(fileobj=oracle, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for frame in frames:
+                for ext, data in encode_sample(frame).members:
+                    member = tarfile.TarInfo(f"{frame.key}.{ext}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+            end = tar.offset + 2 * tarfile.BLOCKSIZE
+        assert (tmp_path / "tiny-000000.tar").read_bytes() == oracle.getvalue()[:end]
+
     @pytest.mark.parametrize(
         "key",
         [

@@ -6,12 +6,10 @@ the timed ones, and ends, so that none works in the background of another.
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import psutil
@@ -25,10 +23,9 @@ from flatdepth.cli import keep_freed_memory
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Corpus, open_corpus
 from flatdepth.data.loader import in_order, training_samples
-from flatdepth.data.shards import DEPTH_EXT, IMAGE_EXTS, JSON_EXT
-from flatdepth.data.shards.codec import decode_depth, decode_frame
 from flatdepth.data.shards.read import ShardSet
-from flatdepth.types import RawFrame
+from flatdepth.data.shards.webdataset import flatdepth_decoder
+from flatdepth.errors import UserError
 
 WARM_UP = 16
 DISTINCT = 64
@@ -76,6 +73,10 @@ def measure_loader(config: TrainConfig, *, samples: int, rounds: int, pace: floa
         UserError: the data do not fit the configuration.
     """
     corpus = open_corpus(config.data)
+    if len(corpus.train) < len(config.data.train):
+        raise UserError(
+            "data.train: the loaders are compared on sets with an index; name directories of sets"
+        )
     no_pastes = dataclasses.replace(config.paste, share=0.0, stages=[])
     contenders: dict[str, Callable[[], Generator[object, None, None]]] = {
         DECODING: partial(_decode_only, corpus, config),
@@ -139,22 +140,16 @@ def _decode_only(corpus: Corpus, config: TrainConfig) -> Generator[object, None,
         for row in subset.rows[: max(1, DISTINCT // len(corpus.train))]
     ]
     yield from in_order(
-        _decode_members,
+        flatdepth_decoder,
         itertools.cycle(members),
         threads=config.data.threads,
         ahead=config.data.prefetch * config.micro_batch,
     )
 
 
-def _members(shards: ShardSet, row: int) -> dict[str, bytes]:
-    """The files of a sample by extension."""
-    blob, start = shards.read_bytes(row), int(shards.index.spans()[row, 0])
-    spans = {ext: table[row].tolist() for ext, table in shards.index.members.items()}
-    return {
-        ext: blob[offset - start : offset - start + length]
-        for ext, (offset, length) in spans.items()
-        if offset >= 0
-    }
+def _members(shards: ShardSet, row: int) -> dict[str, object]:
+    """A sample as WebDataset gives it before decoding."""
+    return {"__key__": shards.keys[row], "__url__": shards.url, **shards.members(row)}
 
 
 def _loader(corpus: Corpus, config: TrainConfig) -> Generator[object, None, None]:
@@ -189,7 +184,7 @@ class _WebDataset:
         pipeline = webdataset.WebDataset(
             shards, resampled=True, shardshuffle=False, seed=config.seed
         )
-        pipeline = pipeline.shuffle(DISTINCT).map(_decode_members).with_epoch(per_worker)
+        pipeline = pipeline.shuffle(DISTINCT).map(flatdepth_decoder).with_epoch(per_worker)
         self._loader = DataLoader(
             pipeline,
             batch_size=None,
@@ -212,26 +207,6 @@ class _WebDataset:
 def _start_worker(_number: int) -> None:
     """A worker has what flatdepth's programs have."""
     keep_freed_memory()
-
-
-def _decode_members(members: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A sample of WebDataset as an image (h, w, 3) and depth in metres (h, w)."""
-    about = json.loads(members[JSON_EXT])
-    ext = next(ext for ext in IMAGE_EXTS if ext in members)
-    frame = decode_frame(
-        RawFrame(
-            key=about["key"],
-            dataset=about["dataset"],
-            scene=about["scene"],
-            image=members[ext],
-            image_ext=ext,
-            width=about["width"],
-            height=about["height"],
-            depth=decode_depth(members[DEPTH_EXT], about["depth"]),
-            K_px=np.array(about["K_px"]),
-        )
-    )
-    return torch.from_numpy(frame.image), torch.from_numpy(frame.depth_m)
 
 
 def _wait_share(corpus: Corpus, config: TrainConfig, pace: float, samples: int) -> float:

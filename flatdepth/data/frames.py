@@ -14,6 +14,7 @@ from flatdepth.data.demo import ensure_demo
 from flatdepth.data.order import scene_split
 from flatdepth.data.shards.codec import decode_frame, decode_image
 from flatdepth.data.shards.read import ShardSet
+from flatdepth.data.streams import Stream, is_url_list
 from flatdepth.errors import UserError
 from flatdepth.types import Frame
 
@@ -83,8 +84,9 @@ class Corpus:
     """The opened data of a run.
 
     Attributes:
-        train: per training set its training samples.
-        weights: their shares of the training stream.
+        train: per training set with an index its training samples.
+        weights: shares of the training sets in what is trained on.
+        streams: per training set its tars, if ``data.loader`` is webdataset; else none.
         val: the samples held out, or those of the validation sets.
         pictures: what can be hung.
         digests: per set's path a digest of its content.
@@ -92,6 +94,7 @@ class Corpus:
 
     train: tuple[Subset, ...]
     weights: tuple[float, ...]
+    streams: tuple[Stream, ...]
     val: tuple[Subset, ...]
     pictures: Pictures
     digests: Mapping[str, str]
@@ -119,18 +122,25 @@ def open_corpus(config: DataConfig) -> Corpus:
             "data.train: expected at least one shard set, found none; pack one with flatdepth pack "
             "and name it as [{path: shards/NAME}]"
         )
-    train_sets = [_open(entry.path, "depth", "data.train") for entry in config.train]
+    streamed = config.loader == "webdataset"
+    indexed = [entry for entry in config.train if not is_url_list(entry.path)]
+    if listed := [entry.path for entry in config.train if is_url_list(entry.path) and not streamed]:
+        raise UserError(
+            f"data.train: {listed[0]} is no directory of a shard set; name that, or set "
+            "data.loader to webdataset to read tars without an index"
+        )
+    train_sets = [_open(entry.path, "depth", "data.train") for entry in indexed]
     val_sets = [_open(path, "depth", "data.val") for path in config.val]
     art_sets = [_open(path, "art", "data.art") for path in config.art]
     starts = np.cumsum([0, *(len(shards) for shards in (*train_sets, *val_sets))])
     train: list[Subset] = []
     held_out: list[Subset] = []
-    for entry, shards, start in zip(config.train, train_sets, starts, strict=False):
+    for entry, shards, start in zip(indexed, train_sets, starts, strict=False):
         split = _split(shards, config, entry)
         for name, subsets in (("train", train), ("val", held_out)):
             rows = np.flatnonzero(split == name)
             subsets.append(Subset(shards=shards, rows=rows, first_identity=int(start)))
-    for entry, subset in zip(config.train, train, strict=True):
+    for entry, subset in zip(indexed, train, strict=True):
         if len(subset) == 0:
             raise UserError(f"data.train: {entry.path} has no training samples in its split")
     if val_sets:
@@ -141,19 +151,25 @@ def open_corpus(config: DataConfig) -> Corpus:
         ]
     if sum(len(subset) for subset in held_out) == 0:
         raise UserError(
-            "data.val: nothing to validate on, because no training set has a second scene to hold "
-            'out; name a validation set (--data.val "[shards/NAME]"), or pack with a --scene_from '
-            "that tells scenes apart"
+            "data.val: nothing to validate on, because no training set has an index with a second "
+            'scene to hold out; name a validation set (--data.val "[shards/NAME]"), or pack with a '
+            "--scene_from that tells scenes apart"
         )
+    with_index = iter(train)
     return Corpus(
         train=tuple(train),
         weights=tuple(entry.weight for entry in config.train),
+        streams=tuple(
+            _stream(entry, None if is_url_list(entry.path) else next(with_index), config.resampled)
+            for entry in config.train
+            if streamed
+        ),
         val=tuple(held_out),
         pictures=Pictures(art_sets),
         digests={
             path: _digest(shards)
             for path, shards in zip(
-                (*(entry.path for entry in config.train), *config.val, *config.art),
+                (*(entry.path for entry in indexed), *config.val, *config.art),
                 (*train_sets, *val_sets, *art_sets),
                 strict=True,
             )
@@ -169,6 +185,25 @@ def _open(path: str, kind: str, key: str) -> ShardSet:
             f"{key}: expected a set of kind '{kind}', but {path} is of kind '{shards.index.kind}'"
         )
     return shards
+
+
+def _stream(entry: SetConfig, subset: Subset | None, resampled: bool) -> Stream:
+    """The tars of a training set, and what may be trained on where an index says it."""
+    if subset is None:
+        if entry.val_scenes:
+            raise UserError(
+                f"data.train: val_scenes of {entry.path} needs an index to find scenes in; name "
+                "the directory of the set, or validate on data.val"
+            )
+        return Stream.of_list(entry.path, resampled)
+    shards, first = subset.shards, subset.first_identity
+    numbers = sorted(set(shards.index.shard[subset.rows].tolist()))
+    return Stream(
+        name=entry.path,
+        urls=[shards.shard_url(number) for number in numbers],
+        identities={shards.keys[row]: first + row for row in subset.rows.tolist()},
+        resampled=resampled,
+    )
 
 
 def _digest(shards: ShardSet) -> str:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -22,10 +23,11 @@ from flatdepth.augment.draw.content import Content, Sources, make_content
 from flatdepth.augment.photometric import NEUTRAL, draw_photometric
 from flatdepth.augment.plan.coarse import thin_view
 from flatdepth.augment.plan.layout import Paste, is_pasted, plan_pastes
-from flatdepth.augment.rng import Draws
+from flatdepth.augment.rng import Draws, hash_words
 from flatdepth.config import DataConfig, PasteConfig, TrainConfig
 from flatdepth.data.frames import Corpus, Pictures, Subset
 from flatdepth.data.order import Order, rank_positions
+from flatdepth.data.streams import Window
 from flatdepth.geometry import View, view_depth, view_image
 from flatdepth.types import Batch, Frame
 
@@ -65,7 +67,7 @@ class Sample:
 
 def in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], *, threads: int, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """``map`` on a thread pool, with at most ``ahead`` results in flight, in the order of tasks.
 
     numpy's OpenBLAS is kept to one thread meanwhile: its own threads would wait for those here, at
@@ -98,18 +100,20 @@ def training_samples(
     """Endless micro-batches of one rank from an optimiser step on.
 
     A sample, its crop and its pastes are functions of (seed, position) and the configuration, so
-    the stream can be entered at any step and does not depend on ranks or threads.
+    the stream can be entered at any step and does not depend on ranks or threads. Samples of
+    WebDataset streams are functions of (seed, first step, rank, ranks): a position says which
+    stream is read on, and how it is drawn.
     """
-    order = Order(
-        sizes=tuple(len(subset) for subset in corpus.train),
-        weights=corpus.weights,
-        seed=config.seed,
-    )
+    sizes = (1,) * len(corpus.streams) or tuple(len(subset) for subset in corpus.train)
+    order = Order(sizes=sizes, weights=corpus.weights, seed=config.seed)
+    stream_seed = hash_words(config.seed, first_step)
+    streams = [stream.windows(stream_seed, rank, ranks) for stream in corpus.streams]
+    reader = ThreadPoolExecutor(1, thread_name_prefix="stream")
 
     per_step = accumulation * config.micro_batch
     steps = max(1, LOOKED_UP // per_step)
 
-    def tasks() -> Iterator[tuple[int, int, int, int]]:
+    def tasks() -> Iterator[tuple[int, Subset | Future[Window], int, int]]:
         for first in itertools.count(first_step, steps):
             positions = [
                 rank_positions(
@@ -126,11 +130,13 @@ def training_samples(
             draw = order.draw(np.concatenate(positions))
             samples = zip(draw.set.tolist(), draw.index.tolist(), draw.epoch.tolist(), strict=True)
             for number, (set_, place, epoch) in enumerate(samples):
-                yield first + number // per_step, set_, place, epoch
+                source = reader.submit(next, streams[set_]) if streams else corpus.train[set_]
+                yield first + number // per_step, source, place, epoch
 
-    def load(task: tuple[int, int, int, int]) -> Sample:
-        step, set_, place, epoch = task
-        return _training_sample(corpus, config, corpus.train[set_], place, epoch, step)
+    def load(task: tuple[int, Subset | Future[Window], int, int]) -> Sample:
+        step, source, place, epoch = task
+        frames = source.result() if isinstance(source, Future) else source
+        return _training_sample(corpus, config, frames, place, epoch, step)
 
     samples = in_order(
         load,
@@ -139,15 +145,16 @@ def training_samples(
         ahead=config.data.prefetch * config.micro_batch,
     )
     batch: list[Sample] = []
-    for sample in samples:
-        batch.append(sample)
-        if len(batch) == config.micro_batch:
-            yield batch
-            batch = []
+    with reader, closing(samples):
+        for sample in samples:
+            batch.append(sample)
+            if len(batch) == config.micro_batch:
+                yield batch
+                batch = []
 
 
 def _training_sample(
-    corpus: Corpus, config: TrainConfig, subset: Subset, place: int, epoch: int, step: int
+    corpus: Corpus, config: TrainConfig, subset: Subset | Window, place: int, epoch: int, step: int
 ) -> Sample:
     frame = subset.frame(place)
     draws = Draws(config.seed, epoch, subset.identity(place))
@@ -182,7 +189,7 @@ def validation_sample(
 
 
 def pasted_sample(
-    subset: Subset,
+    subset: Subset | Window,
     place: int,
     view: View,
     draws: Draws,

@@ -141,11 +141,12 @@ def scene_split(scenes: Sequence[str], val_share: float, seed: int) -> set[str]:
     names = sorted(set(scenes))
     if val_share <= 0 or len(names) < 2:
         return set()
-    digests = np.array([_name_hash(name) for name in names], dtype=np.int64)
+    digests = np.array([name_hash(name) for name in names], dtype=np.int64)
     ranked = [names[i] for i in np.argsort(hash_words(seed, digests), kind="stable")]
     held = min(max(1, round(len(names) * val_share)), len(names) - 1)
     return set(ranked[:held])
 
 
-def _name_hash(name: str) -> int:
+def name_hash(name: str) -> int:
+    """A number of 56 bits that stands for a name, on every machine."""
     return int.from_bytes(blake2b(name.encode(), digest_size=7).digest(), "big")

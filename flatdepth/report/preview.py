@@ -130,6 +130,11 @@ def seen_batches(config: TrainConfig, step: int) -> Generator[Seen, None, None]:
             f"--step: expected 0 to {config.steps - 1} (steps: {config.steps}, counted from 0), "
             f"got {step}"
         )
+    if step and config.data.loader == "webdataset":
+        raise UserError(
+            "--step: a WebDataset stream cannot be entered in the middle, so only step 0 can be "
+            f"shown again, not {step}"
+        )
     config, accumulation = share_out(config, ranks=1)
     stream = training_samples(
         open_corpus(config.data),

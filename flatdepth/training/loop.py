@@ -95,6 +95,12 @@ def _train(
     progress = Progress(data=dict(corpus.digests))
     if resume_from is not None:
         progress = load_checkpoint(accelerator, resume_from, config, ema, progress.data)
+        if corpus.streams:
+            accelerator.print(
+                f"note: the WebDataset streams begin anew at step {progress.step}, in an order "
+                "that follows from seed and step; the samples are not those of a run that was not "
+                "stopped (data.loader)"
+            )
     log = RunLog(run, config, accelerator, progress)
     stream = training_samples(
         corpus,

@@ -110,14 +110,6 @@ class Index:
             spans[present, 1] = np.maximum(spans[present, 1], (offset + length)[present])
         return spans
 
-    def image_exts(self) -> list[str]:
-        """The image extension of each sample."""
-        found = np.full(len(self), "", dtype="U8")
-        for ext in IMAGE_EXTS:
-            if ext in self.members:
-                found[self.members[ext][:, 0] >= 0] = ext
-        return found.tolist()
-
     def to_json(self) -> bytes:
         """The canonical bytes of ``index.json``: equal content gives equal bytes."""
         document = {

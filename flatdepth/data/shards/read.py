@@ -17,7 +17,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
-from flatdepth.data.shards import DEPTH_EXT, INDEX_NAME, JSON_EXT, WORK_DIR, Index
+from flatdepth.data.shards import DEPTH_EXT, IMAGE_EXTS, INDEX_NAME, JSON_EXT, WORK_DIR, Index
 from flatdepth.data.shards.codec import decode_depth
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.resources import demo_file
@@ -70,7 +70,6 @@ class ShardSet:
         self._fs = fs
         self.root = root
         self._spans = index.spans()
-        self._image_exts = index.image_exts()
         self._pread = isinstance(fs, LocalFileSystem) and hasattr(os, "pread")
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -122,20 +121,24 @@ class ShardSet:
             UserError: its shard is missing, truncated or damaged at this sample.
         """
         i = int(i)
-        blob = self.read_bytes(i)
-        start = int(self._spans[i, 0])
-        parts = {}
-        for ext, table in self.index.members.items():
-            offset, length = (int(v) for v in table[i])
-            if offset >= 0:
-                parts[ext] = blob[offset - start : offset - start + length]
         try:
-            return _raw_frame(self.keys[i], parts, self._image_exts[i])
+            return raw_frame(self.keys[i], self.members(i))
         except BadFrame as error:
             raise UserError(
                 f"{self.shard_path(int(self.index.shard[i]))}: sample {self.keys[i]} is damaged "
                 f"({error}); find all damage with: flatdepth pack verify {self.url}"
             ) from error
+
+    def members(self, i: SupportsIndex) -> dict[str, bytes]:
+        """The files of sample ``i`` by extension. Raises UserError as ``read_bytes``."""
+        i = int(i)
+        blob, start = self.read_bytes(i), int(self._spans[i, 0])
+        rows = {ext: table[i].tolist() for ext, table in self.index.members.items()}
+        return {
+            ext: blob[offset - start : offset - start + length]
+            for ext, (offset, length) in rows.items()
+            if offset >= 0
+        }
 
     def read_bytes(self, i: SupportsIndex) -> bytes:
         """The bytes of sample ``i`` from its first member to its last, tar headers between."""
@@ -165,6 +168,12 @@ class ShardSet:
     def shard_path(self, number: int) -> str:
         """Path of a shard in the set's file system."""
         return f"{self.root}/{self.index.shards[number].name}"
+
+    def shard_url(self, number: int) -> str:
+        """Where other programs find a shard: its path, or its URL if it is remote."""
+        path = self.shard_path(number)
+        local = isinstance(self._fs, LocalFileSystem)
+        return path if local else str(self._fs.unstrip_protocol(path))
 
     def open_shard(self, number: int) -> io.IOBase:
         """A whole shard as a file. Raises OSError if it cannot be opened."""
@@ -241,9 +250,14 @@ def _cat(
     raise AssertionError("unreachable")
 
 
-def _raw_frame(key: str, parts: Mapping[str, bytes], image_ext: str) -> RawFrame:
-    """Assemble a sample's members; BadFrame if they are damaged or belong to another key."""
+def raw_frame(key: str, parts: Mapping[str, bytes]) -> RawFrame:
+    """Assemble a sample from its files by extension.
+
+    Raises:
+        BadFrame: one is missing or damaged, or they belong to another key.
+    """
     try:
+        (image_ext,) = (ext for ext in IMAGE_EXTS if ext in parts)
         about: dict[str, Any] = json.loads(parts[JSON_EXT])
         if about["key"] != key:
             raise ValueError(f"key {about['key']!r}")

@@ -20,6 +20,7 @@ from typing import IO, Literal
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
+from webdataset import TarWriter
 
 from flatdepth.data.shards import (
     DEPTH_EXT,
@@ -422,28 +423,18 @@ def _record_name(number: int) -> str:
 
 
 def _tar_members(sample: Sample) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """A sample's part of a tar, and the offset and length of each member in it."""
+    """A sample's part of a tar, without owner or time, and where in it each member lies."""
     blob = io.BytesIO()
     members = {}
-    for ext, data in sample.members:
-        blob.write(_tar_header(f"{sample.key}.{ext}", len(data)))
-        members[ext] = (blob.tell(), len(data))
-        blob.write(data)
-        blob.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-    return blob.getvalue(), members
-
-
-def _tar_header(name: str, size: int) -> bytes:
-    """A header without owner or time: USTAR, or PAX for names USTAR cannot hold."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    info.mode = 0o644
-    if name.isascii():
-        try:
-            return info.tobuf(tarfile.USTAR_FORMAT)
-        except ValueError:
-            pass  # too long for the name and prefix fields
-    return info.tobuf(tarfile.PAX_FORMAT)
+    tar = TarWriter(
+        blob, user="", group="", mode=0o644, mtime=0, encoder=False, format="PAX_FORMAT"
+    )
+    with tar:
+        for ext, data in sample.members:
+            tar.write({"__key__": sample.key, ext: data})
+            end = tar.tarstream.offset
+            members[ext] = (end - len(data) - -len(data) % tarfile.BLOCKSIZE, len(data))
+    return blob.getvalue()[:end], members
 
 
 def _flat(request: Mapping[str, object]) -> dict[str, object]:
