@@ -42,7 +42,6 @@ _TEMPLATES = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    keep_trailing_newline=True,
 )
 
 
@@ -148,7 +147,7 @@ def model_card(
         number=_number,
         licence=licence,
     )
-    return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}"))
+    return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}\n"))
 
 
 def _evaluation(metadata: Mapping[str, str], run: RunRecord | None) -> Mapping[str, Any] | None:
