@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import read_metadata
 from flatdepth.show.pictures import write_atomic
-from flatdepth.types import METRICS_FORMAT
+from flatdepth.types import METRICS, METRICS_FORMAT
 
 Layout = Literal["files", "transformers"]
 
@@ -36,7 +36,7 @@ _REGIONS = {
     "background": "background of pasted images",
     "clean": "clean images",
 }
-_METRICS = {"abs_rel": "AbsRel", "delta1": "δ < 1.25"}
+_METRICS = {name: METRICS[name].label for name in ("abs_rel", "delta1")}
 _TEMPLATES = Environment(
     loader=PackageLoader("flatdepth.models"),
     undefined=StrictUndefined,

@@ -39,7 +39,6 @@ from flatdepth.show.pictures import (
     svg,
 )
 from flatdepth.show.run_page import (
-    METRIC_NAMES,
     NIGHT,
     REGION_NAMES,
     Label,
@@ -56,7 +55,7 @@ from flatdepth.show.run_page import (
     summary,
 )
 from flatdepth.training.memory import CONTEXT_BYTES, gib, simulate
-from flatdepth.types import BETTER
+from flatdepth.types import ALL_METRICS
 
 COLOURS = ("#2b66b1", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#5b8db8")
 ERROR_LIMIT = 0.5
@@ -200,7 +199,7 @@ def _verdict(figure: Figure, metric: str) -> str:
     """Of a difference: good or bad only if the interval leaves out 0."""
     if figure.interval is None or figure.interval[0] * figure.interval[1] <= 0:
         return "same"
-    return "good" if (figure.value > 0) == (BETTER[metric] == "higher") else "bad"
+    return "good" if (figure.value > 0) == (ALL_METRICS[metric].better == "higher") else "bad"
 
 
 def _cards(domain: Domain) -> list[tuple[Label, int, list[tuple[str, list[Figure | None]]]]]:
@@ -208,7 +207,7 @@ def _cards(domain: Domain) -> list[tuple[Label, int, list[tuple[str, list[Figure
     cards = []
     for region in REGION_NAMES:
         rows = [table.get(region, {}) for table in domain.tables]
-        metrics = [metric for metric in METRIC_NAMES if any(metric in row for row in rows)]
+        metrics = [metric for metric in ALL_METRICS if any(metric in row for row in rows)]
         count = rows[0]["abs_rel"].count if "abs_rel" in rows[0] else 0
         lines = [(metric_label(m), [row.get(m) for row in rows]) for m in metrics]
         if metrics:

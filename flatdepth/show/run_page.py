@@ -22,7 +22,7 @@ from PIL import Image
 from flatdepth.errors import UserError
 from flatdepth.show.html import write_page
 from flatdepth.show.pictures import FLAT_COLOUR, REGION_COLOURS, loss_curve
-from flatdepth.types import BETTER, METRICS_FORMAT
+from flatdepth.types import ALL_METRICS, METRICS_FORMAT, Metric
 
 _HISTORY = ("step", "loss", "lr", "grad_norm", "images_per_s", "data_wait_share")
 _WEBP_LIMIT = (16383, 16383)
@@ -30,31 +30,6 @@ _RUN_FILES = ("metrics.json", "config.yaml", "history.jsonl")
 NIGHT = "(prefers-color-scheme: dark)"
 Better = Literal["lower", "higher"]
 
-
-# name -> (label, definition); which way is better stands in flatdepth.types.BETTER.
-METRIC_NAMES: Mapping[str, tuple[str, str]] = {
-    "abs_rel": ("AbsRel", "mean of |p − t| / t"),
-    "sq_rel": ("SqRel", "mean of (p − t)² / t, in metres"),
-    "rmse": ("RMSE", "root of the mean of (p − t)², in metres"),
-    "rmse_log": ("RMSE log", "root of the mean of d²"),
-    "log10": ("log10", "mean of |log₁₀ p − log₁₀ t|"),
-    "silog": ("SILog", "100 × standard deviation of d: the error that no scale can mend"),
-    "mae": ("MAE", "mean of |p − t|, in metres"),
-    "delta1": ("δ < 1.25", "share of pixels with max(p / t, t / p) < 1.25"),
-    "delta2": ("δ < 1.25²", "share of pixels with max(p / t, t / p) < 1.25²"),
-    "delta3": ("δ < 1.25³", "share of pixels with max(p / t, t / p) < 1.25³"),
-    "delta105": ("δ < 1.05", "share of pixels with max(p / t, t / p) < 1.05"),
-    "ssim": ("SSIM", "structural similarity of the depth maps, 11 × 11 windows; 1 is equal"),
-    "flatness_residual": (
-        "Relief",
-        "RMS distance of 1/p from its best plane, over the mean of 1/p; 0 is flat",
-    ),
-    "plane_normal_angle_deg": (
-        "Plane angle",
-        "angle between the planes fitted to prediction and truth, in degrees",
-    ),
-    "illusion_gap": ("Illusion gap", "AbsRel on mirrors and art over AbsRel on the background"),
-}
 
 REGION_NAMES: Mapping[str, tuple[str, str]] = {
     "flat": ("Mirrors and art", "all flat pastes; the truth is their surface"),
@@ -319,7 +294,11 @@ def _cards(run: Run) -> list[tuple[Label, list[Row]]]:
         (
             region_label(region),
             [
-                _row(Label(metric_label(name)), _values(run, region, name), BETTER.get(name))
+                _row(
+                    Label(metric_label(name)),
+                    _values(run, region, name),
+                    ALL_METRICS[name].better if name in ALL_METRICS else None,
+                )
                 for name in _metric_names(run, region)
             ],
         )
@@ -336,7 +315,7 @@ def _regions(run: Run) -> list[str]:
 def _metric_names(run: Run, region: str) -> list[str]:
     """The metrics of a region: known ones in their order, then others, then the counts."""
     rows = [evaluation.table.get(region, {}) for evaluation in run.evaluations]
-    found = sorted(dict.fromkeys(name for row in rows for name in row), key=_rank(METRIC_NAMES))
+    found = sorted(dict.fromkeys(name for row in rows for name in row), key=_rank(ALL_METRICS))
     return sorted(found, key=("images", "pixels").__contains__)
 
 
@@ -358,7 +337,7 @@ def region_label(region: str) -> Label:
 
 
 def metric_label(name: str) -> str:
-    return METRIC_NAMES[name][0] if name in METRIC_NAMES else name
+    return ALL_METRICS[name].label if name in ALL_METRICS else name
 
 
 def _row(label: Label, values: Sequence[float], better: Better | None) -> Row:
@@ -418,13 +397,9 @@ def _change(start: float, end: float, better: Better) -> tuple[str, str] | None:
     return _percent(start, end), "same" if start == end else "good" if improved else "bad"
 
 
-def definitions(names: Collection[str] = METRIC_NAMES.keys()) -> list[tuple[str, str, str]]:
-    """(name, meaning, which way is better) of the known ones among these metrics."""
-    return [
-        (label, meaning, BETTER[name])
-        for name, (label, meaning) in METRIC_NAMES.items()
-        if name in names
-    ]
+def definitions(names: Collection[str] = ALL_METRICS.keys()) -> list[Metric]:
+    """The known ones among these metrics."""
+    return [metric for name, metric in ALL_METRICS.items() if name in names]
 
 
 def curves(run: Run) -> dict[str, bytes]:
