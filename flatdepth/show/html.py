@@ -16,15 +16,20 @@ from flatdepth.show.pictures import write_atomic
 
 
 def write_page(out: Path, template: str, **values: object) -> Path:
-    """Render a template into the file ``out`` and return its path; the same values, same bytes.
+    """Write ``render_page`` to the file ``out`` and return its path.
 
     Raises:
         UserError: if ``out`` is a directory.
     """
     if out.is_dir():
         raise UserError(f"{out} is a directory; give the name of an HTML file to write")
-    write_atomic(out, _TEMPLATES.get_template(template).render(values).encode("utf-8", "replace"))
+    write_atomic(out, render_page(template, **values).encode("utf-8", "replace"))
     return out
+
+
+def render_page(template: str, **values: object) -> str:
+    """The page that a template makes of values; the same values give the same text."""
+    return _TEMPLATES.get_template(template).render(values)
 
 
 def _data_uri(data: bytes, kind: str) -> str:
