@@ -3,6 +3,7 @@
 ``flatdepth train --help`` prints it, ``--print_config`` prints a complete config file.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -10,6 +11,19 @@ from flatdepth.errors import UserError
 from flatdepth.types import METRICS, REGIONS
 
 PATCH = 14
+
+ENCODERS = ["vitt", "vits", "vitb", "vitl", "vitg"]
+"""Names of ``models.depth_anything.ENCODERS``."""
+
+LOSSES: dict[str, Literal["metres", "shape"]] = {
+    "silog": "metres",
+    "l1_log": "metres",
+    "l2_log": "metres",
+    "affine": "shape",
+    "ranking": "shape",
+}
+"""Names of ``training.losses.LOSSES``, and whether they compare metres, which only a metric model
+predicts, or inverse depth whatever its scale and shift."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -22,6 +36,11 @@ def _require_range(name: str, value: tuple[float, float], low: float, high: floa
         low <= value[0] <= value[1] <= high,
         f"{name}: expected two numbers in [{low:g}, {high:g}], the smaller first, got {value}",
     )
+
+
+def _require_name(key: str, name: str, known: Iterable[str]) -> None:
+    names = list(known)
+    _require(name in names, f"{key}: expected one of {str(names)[1:-1]}, got '{name}'")
 
 
 def _require_share(name: str, value: float) -> None:
@@ -337,8 +356,9 @@ class PhotometricConfig:
 class ModelConfig:
     """The network and the weights it starts from."""
 
-    encoder: Literal["vitt", "vits", "vitb", "vitl", "vitg"] = "vits"
-    """Size of Depth Anything V2; vitt is a tiny one for the quickstart and for tests."""
+    encoder: str = "vits"
+    """Size of Depth Anything V2: vits, vitb, vitl or vitg; vitt is a tiny one for the quickstart
+    and for tests."""
     kind: Literal["metric", "relative"] = "metric"
     """metric: depth in metres; relative: inverse depth up to scale and shift."""
     max_depth_m: float = 20.0
@@ -362,6 +382,7 @@ class ModelConfig:
     """The adapters' output is multiplied by lora_alpha / lora_rank."""
 
     def __post_init__(self) -> None:
+        _require_name("model.encoder", self.encoder, ENCODERS)
         _require(self.max_depth_m > 0, f"model.max_depth_m: must be > 0, got {self.max_depth_m}")
         _require(
             self.frozen_blocks >= 0, f"model.frozen_blocks: must be >= 0, got {self.frozen_blocks}"
@@ -379,9 +400,7 @@ class ModelConfig:
 class LossConfig:
     """What is minimised: a sum of losses, and the weights of the regions in all of them."""
 
-    terms: dict[Literal["silog", "l1_log", "l2_log", "affine", "ranking"], float] = field(
-        default_factory=dict
-    )
+    terms: dict[str, float] = field(default_factory=dict)
     """Losses and their factors, such as {silog: 1, ranking: 0.1}; empty: silog for metric and
     affine for relative models. silog: scale-invariant log error; l1_log, l2_log: mean absolute and
     squared log error; affine: trimmed L1 on aligned inverse depth with gradient matching; ranking:
@@ -409,6 +428,7 @@ class LossConfig:
         for name in ("background", "mirror", "art", "frame", "decoy"):
             _require(getattr(self, name) >= 0, f"loss.{name}: expected a weight >= 0")
         for term, factor in self.terms.items():
+            _require_name("loss.terms", term, LOSSES)
             _require(factor > 0, f"loss.terms: expected factors above 0, got {term}: {factor}")
         _require_share("loss.silog_lambda", self.silog_lambda)
         _require(0 <= self.trim < 1, f"loss.trim: expected 0 to below 1, got {self.trim}")
@@ -565,7 +585,7 @@ class TrainConfig:
             f"data.min_depth_m ({self.data.min_depth_m}) must be below model.max_depth_m "
             f"({self.model.max_depth_m})",
         )
-        metric_only = sorted({"silog", "l1_log", "l2_log"} & self.loss.terms.keys())
+        metric_only = [term for term in self.loss.terms if LOSSES[term] == "metres"]
         _require(
             self.model.kind == "metric" or not metric_only,
             f"loss.terms: {', '.join(metric_only)} compare metres, which a relative model does not "

@@ -24,10 +24,11 @@ Planes
 Shape letters: B batch, K pastes per image, H rows, W columns.
 """
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,38 +48,57 @@ class Region(IntEnum):
 METRICS_FORMAT = 1
 """Version of the ``metrics.json`` of a run."""
 
-METRICS: tuple[str, ...] = (
-    "abs_rel",
-    "sq_rel",
-    "rmse",
-    "rmse_log",
-    "log10",
-    "silog",
-    "mae",
-    "delta1",
-    "delta2",
-    "delta3",
-    "delta105",
-)
-"""Columns of ``judge.metrics.image_metrics``."""
 
-BETTER: dict[str, Literal["lower", "higher"]] = {
-    "abs_rel": "lower",
-    "sq_rel": "lower",
-    "rmse": "lower",
-    "rmse_log": "lower",
-    "log10": "lower",
-    "silog": "lower",
-    "mae": "lower",
-    "delta1": "higher",
-    "delta2": "higher",
-    "delta3": "higher",
-    "delta105": "higher",
-    "ssim": "higher",
-    "flatness_residual": "lower",
-    "plane_normal_angle_deg": "lower",
-    "illusion_gap": "lower",
+class Metric(NamedTuple):
+    """How a metric is called and explained, and which way is better.
+
+    In the meanings p is the predicted and t the true depth, d = ln p − ln t.
+    """
+
+    label: str
+    meaning: str
+    better: Literal["lower", "higher"]
+
+
+METRICS: dict[str, Metric] = {
+    "abs_rel": Metric("AbsRel", "mean of |p − t| / t", "lower"),
+    "sq_rel": Metric("SqRel", "mean of (p − t)² / t, in metres", "lower"),
+    "rmse": Metric("RMSE", "root of the mean of (p − t)², in metres", "lower"),
+    "rmse_log": Metric("RMSE log", "root of the mean of d²", "lower"),
+    "log10": Metric("log10", "mean of |log₁₀ p − log₁₀ t|", "lower"),
+    "silog": Metric(
+        "SILog", "100 × standard deviation of d: the error that no scale can mend", "lower"
+    ),
+    "mae": Metric("MAE", "mean of |p − t|, in metres", "lower"),
+    "delta1": Metric("δ < 1.25", "share of pixels with max(p / t, t / p) < 1.25", "higher"),
+    "delta2": Metric("δ < 1.25²", "share of pixels with max(p / t, t / p) < 1.25²", "higher"),
+    "delta3": Metric("δ < 1.25³", "share of pixels with max(p / t, t / p) < 1.25³", "higher"),
+    "delta105": Metric("δ < 1.05", "share of pixels with max(p / t, t / p) < 1.05", "higher"),
 }
+"""Columns of ``judge.metrics.image_metrics``, whose formulas are ``judge.metrics.FORMULAS``."""
+
+ALL_METRICS: Mapping[str, Metric] = ChainMap(
+    {
+        "ssim": Metric(
+            "SSIM", "structural similarity of the depth maps, 11 × 11 windows; 1 is equal", "higher"
+        ),
+        "flatness_residual": Metric(
+            "Relief",
+            "RMS distance of 1/p from its best plane, over the mean of 1/p; 0 is flat",
+            "lower",
+        ),
+        "plane_normal_angle_deg": Metric(
+            "Plane angle",
+            "angle between the planes fitted to prediction and truth, in degrees",
+            "lower",
+        ),
+        "illusion_gap": Metric(
+            "Illusion gap", "AbsRel on mirrors and art over AbsRel on the background", "lower"
+        ),
+    },
+    METRICS,
+)
+"""``METRICS`` and after them what is measured besides."""
 
 REGIONS: tuple[str, ...] = ("clean", "background", "mirror", "art", "frame", "decoy", "flat")
 """Names that ``judge.metrics.region_masks`` gives and ``RegionTable`` takes."""

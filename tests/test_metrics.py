@@ -25,7 +25,7 @@ from flatdepth.judge.metrics import (
     region_masks,
     ssim_map,
 )
-from flatdepth.types import BETTER, METRICS, REGIONS, Region
+from flatdepth.types import ALL_METRICS, METRICS, REGIONS, Region
 
 SEEDS = st.integers(0, 2**32 - 1)
 RANGE = {"min_m": 1e-3, "max_m": 10.0}
@@ -142,7 +142,7 @@ def test_silog_ignores_scale(seed: int, scale: float) -> None:
     wide = {"min_m": 1e-6, "max_m": 1e6}
     plain, _ = image_metrics(pred.double(), truth, mask, **wide)
     scaled, _ = image_metrics(pred.double() * scale, truth, mask, **wide)
-    column = METRICS.index("silog")
+    column = list(METRICS).index("silog")
     torch.testing.assert_close(scaled[:, column], plain[:, column], rtol=1e-11, atol=1e-11)
 
 
@@ -623,7 +623,7 @@ def test_from_pixels_to_table() -> None:
 
 def test_every_metric_has_a_direction() -> None:
     """Directions checked on data: a worse prediction moves each metric the stated way."""
-    assert set(METRICS) < set(BETTER)
+    assert set(METRICS) < set(ALL_METRICS)
     _, truth, mask = scene(4, b=1)
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
     good, bad = (
@@ -631,4 +631,4 @@ def test_every_metric_has_a_direction() -> None:
         for s in (0.1, 0.6)
     )
     for name, g, b in zip(METRICS, good.tolist(), bad.tolist(), strict=True):
-        assert (g < b) if BETTER[name] == "lower" else (g > b)
+        assert (g < b) if ALL_METRICS[name].better == "lower" else (g > b)

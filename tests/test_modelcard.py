@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 import flatdepth
 from flatdepth.config import DataConfig, ModelConfig, SetConfig, TrainConfig
@@ -103,9 +104,10 @@ def test_no_local_path_is_published(card: str) -> None:
 
 
 def test_the_header_is_what_the_hub_reads(card: str) -> None:
-    assert header(card) == {
+    assert {key: value for key, value in header(card).items() if key != "model-index"} == {
         "license": "apache-2.0",
         "pipeline_tag": "depth-estimation",
+        "library_name": "flatdepth",
         "tags": ["depth-anything-v2", "monocular-depth", "flatdepth", "metric"],
         "base_model": "depth-anything/Depth-Anything-V2-Metric-Hypersim-Small",
     }
@@ -113,6 +115,24 @@ def test_the_header_is_what_the_hub_reads(card: str) -> None:
     assert header(for_hub)["library_name"] == "transformers"
     assert 'AutoModelForDepthEstimation.from_pretrained("hf")' in for_hub
     assert "open_model" in card
+
+
+def test_the_model_index_holds_the_figures_of_these_weights(card: str, tmp_path: Path) -> None:
+    """As the Hub's own library reads them back from a file, without a network."""
+    path = tmp_path / "README.md"
+    path.write_text(card, "utf-8")
+    data = ModelCard.load(path).data
+    assert data.model_name == "mirrors, final"
+    found = {}
+    for result in data.eval_results:
+        assert (result.task_type, result.dataset_name) == ("depth-estimation", "rooms")
+        found[result.dataset_config, result.metric_type] = (result.metric_name, result.metric_value)
+    assert found == {
+        ("flat", "abs_rel"): ("AbsRel on mirrors and art", 0.2468),
+        ("flat", "delta1"): ("δ < 1.25 on mirrors and art", 0.5),
+        ("clean", "abs_rel"): ("AbsRel on clean images", 0.1235),
+        ("clean", "delta1"): ("δ < 1.25 on clean images", 0.9),
+    }
 
 
 @pytest.mark.parametrize(
@@ -147,7 +167,7 @@ def test_figures_of_another_step_are_not_borrowed(tmp_path: Path) -> None:
     record = read_run(write_run(tmp_path))
     card = model_card("best", said(step="300"), run=record, layout="files")
     assert "no validation at step 300" in section(card, "Figures")
-    assert "0.247" not in card
+    assert "0.247" not in card and "model-index" not in header(card)
     start = model_card("start", said(step="0"), run=record, layout="files")
     assert "| mirrors and art | 48 | 0.432 | 0.500 |" in section(start, "Figures")
 

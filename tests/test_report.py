@@ -34,7 +34,7 @@ from flatdepth.report.samples import Exhibits, judge_runs
 from flatdepth.show import run_page as report
 from flatdepth.show.clouds import cloud_json
 from flatdepth.show.run_page import write_report
-from flatdepth.types import BETTER, METRICS, REGIONS, Region
+from flatdepth.types import ALL_METRICS, METRICS, REGIONS, Region
 from tests.conftest import TinySets
 
 ROOT = Path(__file__).parents[1]
@@ -90,8 +90,10 @@ class Page(HTMLParser):
 
 def region_row(scale: float) -> dict[str, float]:
     """A row as training writes it; errors grow with ``scale``, accuracies fall."""
-    errors = {m: scale * (1 + i / 7) for i, m in enumerate(METRICS) if BETTER[m] == "lower"}
-    shares = {m: 1 - scale / (i + 2) for i, m in enumerate(METRICS) if BETTER[m] == "higher"}
+    errors = {m: scale * (1 + i / 7) for i, m in enumerate(METRICS) if METRICS[m].better == "lower"}
+    shares = {
+        m: 1 - scale / (i + 2) for i, m in enumerate(METRICS) if METRICS[m].better == "higher"
+    }
     return errors | shares | {"images": 12, "pixels": 345_678}
 
 
@@ -430,7 +432,7 @@ def test_metrics_of_another_format_are_a_user_error(tmp_path: Path) -> None:
 
 
 def test_every_metric_and_region_of_the_project_is_explained() -> None:
-    assert set(report.METRIC_NAMES) == set(BETTER)
+    assert {label for label, *_ in report.definitions()} == {m.label for m in ALL_METRICS.values()}
     assert set(report.REGION_NAMES) == set(REGIONS)
 
 

@@ -3,23 +3,14 @@
 import re
 import sys
 import warnings
-from importlib import import_module
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from flatdepth.cli import as_called, called, plain_text
 from flatdepth.data import pack
+from flatdepth.data.readers import READERS
 from flatdepth.errors import UserError
-
-READERS = {
-    "hypersim": ("HypersimReader", "Hypersim as downloaded (rendered rooms, float16 distances)"),
-    "vkitti2": ("VKitti2Reader", "Virtual KITTI 2 as downloaded (rendered streets, cm)"),
-    "nyu": ("NyuReader", "NYU Depth V2 (Kinect, h5 files)"),
-    "folder": ("FolderReader", "any image and depth files, paired by two patterns"),
-    "art": ("ArtReader", "a directory of pictures, to hang on walls"),
-    "rooms": ("RoomsReader", "rooms generated on the spot, no raw data needed"),
-}
 
 OVERVIEW = """\
 usage: flatdepth pack COMMAND ...
@@ -68,8 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _pack(name: str, argv: list[str]) -> int:
-    class_name, text = READERS[name]
-    reader_class = getattr(import_module(f"flatdepth.data.readers.{name}"), class_name)
+    reader_class, text = READERS[name]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _parser(name, f"Pack {text}.")
     generated = {"raw"} if name == "rooms" else set()

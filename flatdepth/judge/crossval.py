@@ -33,7 +33,7 @@ from flatdepth.data.demo import ensure_demo
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
 from flatdepth.show.pictures import FLAT_COLOUR, REGION_COLOURS, write_atomic
-from flatdepth.types import BETTER, REGIONS
+from flatdepth.types import ALL_METRICS, REGIONS
 
 FORMAT = 1
 KIND = "flatdepth cross-validation"
@@ -318,7 +318,7 @@ def spreads(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Spread]
     tables = [record["evaluations"][-1]["table"] for record in records]
     result: dict[str, dict[str, Spread]] = {}
     for region in REGIONS:
-        for metric in BETTER:
+        for metric in ALL_METRICS:
             values = [table.get(region, {}).get(metric, math.nan) for table in tables]
             known = [value for value in values if math.isfinite(value)]
             if known:
@@ -332,10 +332,10 @@ def spreads(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Spread]
 
 def render(folds: Sequence[Fold], table: Mapping[str, Mapping[str, Spread]], protocol: str) -> str:
     """The figures as aligned plain text, a row per metric and a column per region."""
-    metrics = [metric for metric in BETTER if any(metric in row for row in table.values())]
+    metrics = [metric for metric in ALL_METRICS if any(metric in row for row in table.values())]
     rows = [["", *table]]
     for metric in metrics:
-        name = metric + (" +" if BETTER[metric] == "higher" else "")
+        name = metric + (" +" if ALL_METRICS[metric].better == "higher" else "")
         rows.append([name, *(_cell(row.get(metric)) for row in table.values())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [

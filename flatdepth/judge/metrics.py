@@ -13,7 +13,8 @@ elsewhere (NaN, inf, 0) never enters. The truth must be finite and above 0 insid
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -78,26 +79,50 @@ def image_metrics(
         image without any has values 0 and pixels 0.
     """
 
+    formulas = [FORMULAS[name] for name in METRICS]
+
     def metrics(i: int) -> Tensor:
         inside = mask[i, 0]
         p = _in_range(pred_m[i, 0][inside], min_m, max_m)
         t = truth_m[i, 0][inside].double()
-        error, d = p - t, p.log() - t.log()
-        d_mean, log10 = _means(d, d.abs() / math.log(10))
-        ratio = torch.maximum(p / t, t / p)
-        abs_rel, sq_rel, sq, sq_log, d_var, mae, *deltas = _means(
-            error.abs() / t,
-            error**2 / t,
-            error**2,
-            d**2,
-            (d - d_mean) ** 2,
-            error.abs(),
-            *((ratio < limit).double() for limit in (1.25, 1.25**2, 1.25**3, 1.05)),
-        )
-        rmse, rmse_log, silog = sq.sqrt(), sq_log.sqrt(), 100 * d_var.sqrt()
-        return torch.stack([abs_rel, sq_rel, rmse, rmse_log, log10, silog, mae, *deltas])
+        pixels = Pixels(p, t, p - t, p.log() - t.log(), torch.maximum(p / t, t / p))
+        means = _means(*(formula.of_pixel(pixels) for formula in formulas))
+        return torch.stack([f.of_mean(mean) for f, mean in zip(formulas, means, strict=True)])
 
     return _per_image(metrics, mask, len(METRICS)), mask.sum((1, 2, 3))
+
+
+class Pixels(NamedTuple):
+    """Prediction p, truth t, p - t, ln p - ln t and max(p / t, t / p) of n pixels, (n,) each."""
+
+    p: Tensor
+    t: Tensor
+    error: Tensor
+    d: Tensor
+    ratio: Tensor
+
+
+class Formula(NamedTuple):
+    """A metric: a value per pixel (n,), and what is made of its mean."""
+
+    of_pixel: Callable[[Pixels], Tensor]
+    of_mean: Callable[[Tensor], Tensor] = lambda mean: mean
+
+
+FORMULAS: dict[str, Formula] = {
+    "abs_rel": Formula(lambda x: x.error.abs() / x.t),
+    "sq_rel": Formula(lambda x: x.error**2 / x.t),
+    "rmse": Formula(lambda x: x.error**2, torch.sqrt),
+    "rmse_log": Formula(lambda x: x.d**2, torch.sqrt),
+    "log10": Formula(lambda x: x.d.abs() / math.log(10)),
+    "silog": Formula(lambda x: (x.d - _means(x.d, x.d)[0]) ** 2, lambda v: 100 * v.sqrt()),
+    "mae": Formula(lambda x: x.error.abs()),
+    "delta1": Formula(lambda x: (x.ratio < 1.25).double()),
+    "delta2": Formula(lambda x: (x.ratio < 1.25**2).double()),
+    "delta3": Formula(lambda x: (x.ratio < 1.25**3).double()),
+    "delta105": Formula(lambda x: (x.ratio < 1.05).double()),
+}
+"""The formulas of ``flatdepth.types.METRICS``."""
 
 
 SSIM_WINDOW = 11
@@ -236,7 +261,7 @@ class RegionTable:
     ``merge`` them into an empty table; ask that for its ``result``. Rows live on the CPU.
     """
 
-    def __init__(self, columns: Sequence[str] = METRICS) -> None:
+    def __init__(self, columns: Iterable[str] = METRICS) -> None:
         """Args: columns: names of the values, in the order in which ``add`` takes them."""
         self.columns = tuple(columns)
         self._keys: list[Tensor] = []

@@ -16,7 +16,7 @@ from flatdepth.judge.metrics import RegionTable
 from flatdepth.judge.protocol import describe_alignment
 from flatdepth.judge.scoring import Contender, Domain, Figure, Request, Table, Verdict
 from flatdepth.show.pictures import write_atomic
-from flatdepth.types import BETTER, REGIONS
+from flatdepth.types import ALL_METRICS, REGIONS
 
 FORMAT = 1
 KIND = "flatdepth evaluation"
@@ -81,7 +81,9 @@ def _region(
     region: str, heads: Sequence[str], columns: Sequence[Table], signed: Sequence[bool]
 ) -> list[str]:
     metrics = [
-        metric for metric in BETTER if any(metric in table.get(region, {}) for table in columns)
+        metric
+        for metric in ALL_METRICS
+        if any(metric in table.get(region, {}) for table in columns)
     ]
     rows = [[_name(metric)] for metric in metrics]
     for table, sign in zip(columns, signed, strict=True):
@@ -98,7 +100,8 @@ def _region(
 
 def _name(metric: str) -> str:
     unit = f" [{_UNITS[metric]}]" if metric in _UNITS else ""
-    return f"  {metric.removesuffix('_deg')}{unit}{' +' if BETTER[metric] == 'higher' else ''}"
+    sense = " +" if ALL_METRICS[metric].better == "higher" else ""
+    return f"  {metric.removesuffix('_deg')}{unit}{sense}"
 
 
 def figure_text(figure: Figure, signed: bool) -> str:

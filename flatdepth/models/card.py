@@ -1,7 +1,9 @@
 """The model card that stands beside weights: what they are, how they came about, what they reach.
 
-Everything in it comes from the weights' own metadata and from the run directory (``config.yaml``,
-``metrics.json``). Local paths are cut to their last part, since cards are made to be published.
+The header is what the Hugging Face Hub reads, figures included (``model-index``); the text is in
+``templates/card.md``. Everything in them comes from the weights' own metadata and from the run
+directory (``config.yaml``, ``metrics.json``). Local paths are cut to their last part, since cards
+are made to be published.
 """
 
 import json
@@ -11,11 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import read_metadata
 from flatdepth.show.pictures import write_atomic
-from flatdepth.types import METRICS_FORMAT
+from flatdepth.types import METRICS, METRICS_FORMAT
 
 Layout = Literal["files", "transformers"]
 
@@ -32,6 +36,13 @@ _REGIONS = {
     "background": "background of pasted images",
     "clean": "clean images",
 }
+_METRICS = {name: METRICS[name].label for name in ("abs_rel", "delta1")}
+_TEMPLATES = Environment(
+    loader=PackageLoader("flatdepth.models"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,110 +117,83 @@ def model_card(
         run: where recipe and figures come from; without one the card says that there are none.
         layout: which way of loading it shows.
     """
-    parts = [
-        _front_matter(metadata, run, layout),
-        f"# {_title(name, run)}",
-        _what_it_is(metadata),
-        _use(name, metadata, layout),
-        *([_recipe(run)] if run else []),
-        _figures(metadata, run),
-        _section("Licence", _licence(metadata["encoder"], run)[1]),
-        _origin(metadata, run),
+    identifier, licence = _licence(metadata["encoder"], run)
+    after = _evaluation(metadata, run)
+    before = run.metrics["evaluations"][0] if run and after else None
+    title = f"{run.config['name']}, {name}" if run and name in ("final", "best") else name
+    base = (run.config["model"]["checkpoint"] if run else None) or ""
+    results = _results(run, after) if run and after else None
+    header = ModelCardData(
+        license=identifier,
+        pipeline_tag="depth-estimation",
+        library_name="transformers" if layout == "transformers" else "flatdepth",
+        tags=["depth-anything-v2", "monocular-depth", "flatdepth", metadata["kind"]],
+        base_model="/".join(base.split("/")[:2]) if base.startswith(_OFFICIAL) else None,
+        model_name=title if results else None,
+        eval_results=results,
+    )
+    text = _TEMPLATES.get_template("card.md").render(
+        title=title,
+        name=name,
+        layout=layout,
+        said=metadata,
+        size=_NAMES.get(metadata["encoder"]),
+        far=f"{float(metadata['max_depth_m']):g}" if metadata["kind"] == "metric" else "",
+        run=_recipe(run) if run else None,
+        before=before if before is not after else None,
+        after=after,
+        regions=_REGIONS,
+        metrics=_METRICS,
+        number=_number,
+        licence=licence,
+    )
+    return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}\n"))
+
+
+def _evaluation(metadata: Mapping[str, str], run: RunRecord | None) -> Mapping[str, Any] | None:
+    """The run's validation of these very weights."""
+    step = int(metadata.get("step", -1))
+    evaluations = run.metrics["evaluations"] if run else ()
+    return next((entry for entry in evaluations if entry["step"] == step), None)
+
+
+def _results(run: RunRecord, evaluation: Mapping[str, Any]) -> list[EvalResult]:
+    """The figures for the ``model-index``: the region is the data set's config."""
+    data = run.config["data"]
+    names = [_public(path) for path in data["val"] or [entry["path"] for entry in data["train"]]]
+    return [
+        EvalResult(
+            task_type="depth-estimation",
+            dataset_type="+".join(names),
+            dataset_name=", ".join(names),
+            dataset_config=region,
+            dataset_split="validation",
+            metric_type=metric,
+            metric_name=f"{label} on {words}",
+            metric_value=evaluation["table"][region][metric],
+        )
+        for region, words in _REGIONS.items()
+        for metric, label in _METRICS.items()
+        if evaluation["table"].get(region, {}).get(metric) is not None
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _title(name: str, run: RunRecord | None) -> str:
-    return f"{run.config['name']}, {name}" if run and name in ("final", "best") else name
-
-
-def _front_matter(metadata: Mapping[str, str], run: RunRecord | None, layout: Layout) -> str:
-    header: dict[str, object] = {
-        "license": _licence(metadata["encoder"], run)[0],
-        "pipeline_tag": "depth-estimation",
-        "tags": ["depth-anything-v2", "monocular-depth", "flatdepth", metadata["kind"]],
-    }
-    if layout == "transformers":
-        header["library_name"] = "transformers"
-    base = run.config["model"]["checkpoint"] if run else None
-    if base and base.startswith(_OFFICIAL):
-        header["base_model"] = "/".join(base.split("/")[:2])
-    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---"
-
-
-def _what_it_is(metadata: Mapping[str, str]) -> str:
-    says = (
-        f"planar depth in metres, up to {float(metadata['max_depth_m']):g} m"
-        if metadata["kind"] == "metric"
-        else "relative inverse depth, known up to scale and shift"
-    )
-    size = _NAMES.get(metadata["encoder"], "a tiny network for tests and the quickstart")
-    text = (
-        f"Depth Anything V2 architecture, encoder `{metadata['encoder']}` ({size}). From one image "
-        f"it predicts {says}."
-    )
-    if "run" in metadata:
-        text += (
-            " Trained with flatdepth so that mirrors, paintings, posters and screens come out as "
-            "the flat surfaces that they are."
-        )
-    if blend := metadata.get("blend"):
-        text += f" The weights are a blend: {blend}."
-    return text
-
-
-def _use(name: str, metadata: Mapping[str, str], layout: Layout) -> str:
-    if layout == "transformers":
-        return _section(
-            "Use",
-            "```python\n"
-            "from transformers import AutoImageProcessor, AutoModelForDepthEstimation\n\n"
-            f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
-            f'model = AutoModelForDepthEstimation.from_pretrained("{name}")\n'
-            'inputs = processor(images=image, return_tensors="pt")\n'
-            "depth = model(**inputs).predicted_depth\n```\n\n"
-            "At 518 x 518 pixels this equals the original code to rounding; at other sizes "
-            "transformers places the position embedding differently, which moves single depths "
-            "by up to a few percent.",
-        )
-    text = (
-        "```python\n"
-        "from flatdepth.models.checkpoint import open_model\n\n"
-        f'model, report = open_model("{name}.safetensors")  # or .pth\n'
-        "depth = model(image)  # (b, 3, h, w) sRGB in 0..1; sides multiples of 14\n```"
-    )
-    if metadata["encoder"] in _NAMES:
-        far = f", max_depth={float(metadata['max_depth_m']):g}" if "max_depth_m" in metadata else ""
-        text += (
-            "\n\nThe names of the tensors are the official ones: the original code loads "
-            f"`{name}.pth` too (`DepthAnythingV2(...{far})`, `load_state_dict`)."
-        )
-    return _section("Use", text)
-
-
-def _recipe(run: RunRecord) -> str:
-    config, data = run.config, run.config["data"]
+def _recipe(run: RunRecord) -> dict[str, Any]:
+    """What the text says of a run."""
+    config, data, metrics = run.config, run.config["data"], run.metrics
     start = config["model"]["checkpoint"]
-    validation = _paths(data["val"]) if data["val"] else "scenes held out of the training sets"
-    sentences = [
-        f"Trained on {_paths(entry['path'] for entry in data['train'])}",
-        f"pictures hung from {_paths(data['art'])}" if data["art"] else "no pictures hung",
-        f"validated on {validation}",
-        "started from " + (f"`{_public(start)}`" if start else "random weights"),
-    ]
     shown = {"run": {key: config[key] for key in _TOP_KEYS if key in config}}
     shown |= {group: config[group] for group in _GROUPS if group in config}
-    rows = [f"| {group} | {_listed(values)} |" for group, values in shown.items()]
-    command = (
-        "# with config.yaml of the run's directory\n"
-        "flatdepth train --config config.yaml --name NEW_NAME"
-    )
-    return _section(
-        "Data and recipe",
-        f"{'; '.join(sentences)}.\n\n"
-        + "\n".join(["| | |", "|---|---|", *rows])
-        + f"\n\n```bash\n{command}\n```",
-    )
+    return {
+        "train": _paths(entry["path"] for entry in data["train"]),
+        "art": _paths(data["art"]),
+        "val": _paths(data["val"]) or "scenes held out of the training sets",
+        "start": f"`{_public(start)}`" if start else "random weights",
+        "settings": [(group, _listed(values)) for group, values in shown.items()],
+        "protocol": metrics["protocol"],
+        "device": metrics.get("device", "an unknown device"),
+        "versions": ", ".join(f"{k} {v}" for k, v in metrics.get("versions", {}).items()),
+    }
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -237,82 +221,23 @@ def _value(value: Any) -> str:
     return f"({'; '.join(map(_value, value))})"
 
 
-def _figures(metadata: Mapping[str, str], run: RunRecord | None) -> str:
-    if run is None:
-        return _section(
-            "Figures", "No validation is on record for these weights; measure before you rely."
-        )
-    evaluations = run.metrics["evaluations"]
-    step = int(metadata.get("step", -1))
-    after = next((e for e in evaluations if e["step"] == step), None)
-    if after is None:
-        return _section("Figures", f"The run has no validation at step {step} of these weights.")
-    before = evaluations[0] if evaluations[0]["step"] < step else None
-    columns = [e for e in (before, after) if e is not None]
-    heads = [f"{metric} {'before' if e is before else 'after'}"
-             for metric in ("AbsRel", "δ < 1.25") for e in columns]  # fmt: skip
-    lines = [
-        f"| region | images | {' | '.join(heads)} |",
-        "|---|--:|" + "--:|" * len(heads),
-    ]
-    for region, label in _REGIONS.items():
-        if region in after["table"]:
-            cells = [
-                _cell(e["table"].get(region, {}).get(metric))
-                for metric in ("abs_rel", "delta1")
-                for e in columns
-            ]
-            count = after["table"][region].get("images", "")
-            lines.append(f"| {label} | {count} | {' | '.join(cells)} |")
-    gaps = [e["illusion_gap"] for e in columns if e.get("illusion_gap") is not None]
-    gap = (
-        f"\n\nIllusion gap (AbsRel on mirrors and art over AbsRel on the background; 1 is none): "
-        f"{' before, '.join(f'{value:.2f}' for value in gaps)}{' after' if len(gaps) > 1 else ''}."
-        if gaps
-        else ""
-    )
-    spoken = "Before: the weights the run started from. " if before else ""
-    return _section(
-        "Figures",
-        f"Protocol: {run.metrics['protocol']}. {spoken}After: step {step}. AbsRel: lower is "
-        "better; δ < 1.25: higher is better.\n\n" + "\n".join(lines) + gap + "\n\n"
-        "The mirrors and pictures are pasted into the validation images with their exact planar "
-        "depth; photographs of real mirrors, and cameras unlike those of the training data, were "
-        "not measured.",
-    )
+def _number(evaluation: Mapping[str, Any], region: str, metric: str) -> str:
+    value = evaluation["table"].get(region, {}).get(metric)
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"
 
 
 def _licence(encoder: str, run: RunRecord | None) -> tuple[str, str]:
     """The licence's identifier on the hub, and why it is that one."""
     own_start = run is not None and run.config["model"]["checkpoint"] is None
-    data = "Data sets and pictures keep the terms of their owners."
     if encoder == "vitt" or own_start:
-        return "apache-2.0", f"Not derived from official weights; Apache-2.0, as flatdepth. {data}"
+        return "apache-2.0", "Not derived from official weights; Apache-2.0, as flatdepth."
     name = f"The official Depth Anything V2 {_NAMES[encoder]} weights are"
     if encoder == "vits":
-        return "apache-2.0", f"{name} Apache-2.0, and so are weights derived from them. {data}"
+        return "apache-2.0", f"{name} Apache-2.0, and so are weights derived from them."
     return (
         "cc-by-nc-4.0",
-        f"{name} CC-BY-NC-4.0, which weights derived from them inherit: no commercial use. {data}",
+        f"{name} CC-BY-NC-4.0, which weights derived from them inherit: no commercial use.",
     )
-
-
-def _origin(metadata: Mapping[str, str], run: RunRecord | None) -> str:
-    facts = {key: value for key, value in metadata.items() if key != "format"}
-    listed = ", ".join(f"{key} {value}" for key, value in facts.items())
-    text = f"Metadata of the file: {listed}."
-    if run:
-        versions = ", ".join(f"{k} {v}" for k, v in run.metrics.get("versions", {}).items())
-        text += f" Trained on {run.metrics.get('device', 'an unknown device')} with {versions}."
-    return _section("Origin", text)
-
-
-def _section(title: str, text: str) -> str:
-    return f"## {title}\n\n{text}"
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "–"
 
 
 def _paths(paths: Iterable[str]) -> str:

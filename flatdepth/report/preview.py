@@ -5,14 +5,12 @@ function, on the CPU (a GPU's batch differs by rounding only). Pastes are functi
 sample and the configuration, so the batch of any step of any run can be shown without a checkpoint.
 """
 
-import base64
 import io
 import itertools
 import math
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from html import escape
 
 import matplotlib
 import numpy as np
@@ -28,6 +26,7 @@ from flatdepth.data.frames import open_corpus
 from flatdepth.data.loader import Sample, training_samples
 from flatdepth.errors import UserError
 from flatdepth.geometry import fit_plane, pixel_rays
+from flatdepth.show.html import render_page
 from flatdepth.show.pictures import (
     REGION_COLOURS,
     UNKNOWN_COLOUR,
@@ -261,41 +260,24 @@ def preview_page(rows: Sequence[Row], config: TrainConfig) -> str:
 
     The page holds everything it shows, has no script, and forbids the browser to load anything.
     """
-    title = escape(preview_title(rows, config))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{title} · flatdepth</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p class="small">Each image as the model is given it, its true depth, and the regions of the loss.
-The last panel shows by how much 1/z deviates, relatively, from the best plane of each paste: black
-is 0, pale is {RESIDUAL_LIMIT:g} or more. Float32 rounds to about 1e-7.</p>
-<p class="small">{_LEGEND}</p>
-{"".join(_card(row) for row in rows)}
-</main>
-</body>
-</html>
-"""
-
-
-def _card(row: Row) -> str:
-    frame = row.sample.frame
-    figures = "".join(
-        f"<figure>{_picture(panel, name)}<figcaption>{escape(name)}</figcaption></figure>"
-        for name, panel in zip(_captions(row), row.panels(), strict=True)
-    )
-    return (
-        f'<section class="card"><h2>{escape(f"{frame.dataset} {frame.key}")}</h2>'
-        f'<p class="small">{escape(_origin(row))}</p>'
-        f'<div class="panels">{figures}</div>{_paste_table(row)}</section>\n'
+    return render_page(
+        "preview.html",
+        title=preview_title(rows, config),
+        limit=f"{RESIDUAL_LIMIT:g}",
+        regions=[(r.name.lower(), _css(np.array(c) / 255)) for r, c in REGION_COLOURS.items()],
+        columns=_PASTE_COLUMNS,
+        cards=[
+            {
+                "frame": f"{row.sample.frame.dataset} {row.sample.frame.key}",
+                "origin": _origin(row),
+                "panels": [
+                    (name, _webp(panel), panel.shape[:2])
+                    for name, panel in zip(_captions(row), row.panels(), strict=True)
+                ],
+                "pastes": [_paste_row(row, number) for number in range(len(row.sample.plan))],
+            }
+            for row in rows
+        ],
     )
 
 
@@ -320,19 +302,8 @@ def _origin(row: Row) -> str:
     return f"step {row.step}, scene {sample.frame.scene}, crop {crop}{flipped}; {photometric}"
 
 
-def _paste_table(row: Row) -> str:
-    """The parameters of the pastes, from back to front."""
-    if not row.sample.plan:
-        return "<p>No paste: a clean image.</p>"
-    heads = "".join(f'<th scope="col">{name}</th>' for name in _PASTE_COLUMNS)
-    body = "".join(_paste_row(row, number) for number in range(len(row.sample.plan)))
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Pastes"><table>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _paste_row(row: Row, number: int) -> str:
+def _paste_row(row: Row, number: int) -> tuple[str, str, list[str], str, str]:
+    """Name, colour of the region, ``_PASTE_COLUMNS``, colour of the frame ("": none), residual."""
     paste = row.sample.plan[number]
     rectangle = paste.rectangle
     shows = "another frame"
@@ -341,23 +312,18 @@ def _paste_row(row: Row, number: int) -> str:
         shows = f"image {right:.0f} to {left:.0f}, {top:.0f} to {bottom:.0f} px"
     elif paste.picture >= 0:
         shows = f"picture {paste.picture}"
-    framed = paste.look.frame_m > 0
     cells = [
         f"{rectangle.width:.2f} × {rectangle.height:.2f} m",
         f"{rectangle.centre[2]:.2f} m",
         f"{_tilt_deg(paste):.0f}°",
         f"{np.mean(row.owner == number):.1%}",
-        escape(shows),
+        shows,
         f"{paste.picture_px[0]} × {paste.picture_px[1]} px",
         f"{paste.look.light:.2f}",
-        _swatch(paste.look.frame_colour) if framed else "none",
-        escape(_residual(row.worst(number))),
     ]
-    name = (
-        f"{_swatch(np.array(REGION_COLOURS[paste.kind.region]) / 255)} {escape(paste.describe())}"
-    )
-    data = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr><th scope="row">{name}</th>{data}</tr>'
+    colour = _css(np.array(REGION_COLOURS[paste.kind.region]) / 255)
+    frame = _css(paste.look.frame_colour) if paste.look.frame_m > 0 else ""
+    return paste.describe(), colour, cells, frame, _residual(row.worst(number))
 
 
 _PASTE_COLUMNS = (
@@ -385,65 +351,14 @@ def _residual(worst: float) -> str:
     return f"max {worst:.1e}" if math.isfinite(worst) else "not visible"
 
 
-def _swatch(colour: Sequence[float] | Float64[np.ndarray, " 3"]) -> str:
-    """A square of an sRGB colour 0..1."""
+def _css(colour: Sequence[float] | Float64[np.ndarray, " 3"]) -> str:
+    """An sRGB colour 0..1 for a style."""
     red, green, blue = (round(255 * float(value)) for value in colour)
-    return f'<i class="dot" style="background: rgb({red}, {green}, {blue})"></i>'
+    return f"rgb({red}, {green}, {blue})"
 
 
-def _picture(panel: UInt8[np.ndarray, "h w 3"], name: str) -> str:
-    """An ``img`` element that holds the panel without loss."""
+def _webp(panel: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """The panel without loss."""
     buffer = io.BytesIO()
     Image.fromarray(panel).save(buffer, "WEBP", lossless=True, method=3)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    height, width = panel.shape[:2]
-    source = f"data:image/webp;base64,{data}"
-    return f'<img src="{source}" width="{width}" height="{height}" alt="{escape(name)}">'
-
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_LEGEND = ", ".join(
-    f"{_swatch(np.array(colour) / 255)} {region.name.lower()}"
-    for region, colour in REGION_COLOURS.items()
-)
-_STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #ffffff; --card: #f7f8fa; --ink: #1f2328; --muted: #5c6670; --line: #dfe3e8;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #14171b; --card: #1b1f25; --ink: #e6e8eb; --muted: #98a1ad; --line: #2f363e;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-}
-main { max-width: 110rem; margin: 0 auto; padding: 2rem clamp(1rem, 3vw, 2.5rem) 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 0.8rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; }
-.small, figcaption { color: var(--muted); font-size: 0.875rem; margin: 0 0 0.6rem; }
-.small { max-width: 60rem; }
-.card {
-  background: var(--card); border: 1px solid var(--line); border-radius: 0.6rem;
-  padding: 1rem 1.2rem; margin-top: 1.2rem;
-}
-.panels {
-  display: grid; gap: 0.8rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
-}
-figure { margin: 0; }
-img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
-figcaption { margin-top: 0.3rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 1.1rem 0.3rem 0; text-align: left; white-space: nowrap; }
-thead th { color: var(--muted); font-weight: 400; }
-tbody th { font-weight: 500; }
-.dot {
-  display: inline-block; width: 0.8em; height: 0.8em; border-radius: 0.2em;
-  border: 1px solid var(--line);
-}
-"""
+    return buffer.getvalue()

@@ -262,7 +262,25 @@ def loss_curve(
         narrow: one panel above the other, for a phone.
     """
     theme = _DARK if dark else _LIGHT
-    style: dict[Any, Any] = {
+    with matplotlib.rc_context(plot_style(dark)):
+        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.05)
+        figure = Figure(figsize=(4.1, 6.8) if narrow else (10.2, 3.7), layout=layout)
+        training, validation = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
+        _draw_training(training, history, [int(record["step"]) for record in evaluations], theme)
+        _draw_validation(validation, evaluations, theme)
+        last = max([1, *(int(record["step"]) for record in (*history, *evaluations))])
+        for axes in (training, validation):
+            axes.set_xlim(-0.03 * last, 1.03 * last)
+            axes.set_xlabel("optimiser step")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.grid(axis="y")
+        return svg(figure)
+
+
+def plot_style(dark: bool) -> dict[Any, Any]:
+    """matplotlib's settings for the plots of a page."""
+    theme = _DARK if dark else _LIGHT
+    return {
         "svg.fonttype": "none",
         "svg.hashsalt": "flatdepth",
         "font.family": "sans-serif",
@@ -281,20 +299,12 @@ def loss_curve(
         "xtick.color": theme["muted"],
         "ytick.color": theme["muted"],
     }
-    with matplotlib.rc_context(style):
-        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.05)
-        figure = Figure(figsize=(4.1, 6.8) if narrow else (10.2, 3.7), layout=layout)
-        training, validation = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
-        _draw_training(training, history, [int(record["step"]) for record in evaluations], theme)
-        _draw_validation(validation, evaluations, theme)
-        last = max([1, *(int(record["step"]) for record in (*history, *evaluations))])
-        for axes in (training, validation):
-            axes.set_xlim(-0.03 * last, 1.03 * last)
-            axes.set_xlabel("optimiser step")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            axes.grid(axis="y")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as an SVG file without a time stamp."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     return buffer.getvalue()
 
 

@@ -17,13 +17,15 @@ stays float64 for the sake of tests.
 """
 
 import math
-from typing import Literal, assert_never
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from flatdepth.config import LOSSES as COMPARES
 from flatdepth.config import LossConfig
 
 # A truth whose inverse depth deviates from its median by less than this share on average holds no
@@ -65,27 +67,8 @@ def depth_loss(
     terms = config.terms or {"silog" if kind == "metric" else "affine": 1.0}
     total = torch.zeros(len(pred), dtype=_wide(pred).dtype, device=pred.device)
     for name, factor in terms.items():
-        match name:
-            case "silog":
-                value = silog_loss(pred, truth_m, weight, lam=config.silog_lambda)
-            case "l1_log":
-                value = l1_log_loss(pred, truth_m, weight)
-            case "l2_log":
-                value = l2_log_loss(pred, truth_m, weight)
-            case "affine":
-                value = relative_loss(
-                    _inverse(kind, pred, weight),
-                    truth_m,
-                    weight,
-                    trim=config.trim,
-                    scales=config.gradient_scales,
-                    gradient_weight=config.gradient_weight,
-                )
-            case "ranking":
-                value = ranking_loss(_inverse(kind, pred, weight), truth_m, weight)
-            case _:
-                assert_never(name)
-        total = total + factor * value
+        value = pred if COMPARES[name] == "metres" else _inverse(kind, pred, weight)
+        total = total + factor * LOSSES[name](value, truth_m, weight, config)
     return total
 
 
@@ -345,3 +328,23 @@ def _gradient_mean(r: Float[Tensor, "b 1 h w"], w: Float[Tensor, "b 1 h w"]) -> 
     dx = (r[..., 1:] - r[..., :-1]).abs() * torch.minimum(w[..., 1:], w[..., :-1])
     dy = (r[..., 1:, :] - r[..., :-1, :]).abs() * torch.minimum(w[..., 1:, :], w[..., :-1, :])
     return _ratio(dx.sum((1, 2, 3)) + dy.sum((1, 2, 3)), w.sum((1, 2, 3)))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]] = {
+    "silog": lambda pred_m, truth_m, weight, config: silog_loss(
+        pred_m, truth_m, weight, lam=config.silog_lambda
+    ),
+    "l1_log": lambda pred_m, truth_m, weight, _: l1_log_loss(pred_m, truth_m, weight),
+    "l2_log": lambda pred_m, truth_m, weight, _: l2_log_loss(pred_m, truth_m, weight),
+    "affine": lambda pred_inv, truth_m, weight, config: relative_loss(
+        pred_inv,
+        truth_m,
+        weight,
+        trim=config.trim,
+        scales=config.gradient_scales,
+        gradient_weight=config.gradient_weight,
+    ),
+    "ranking": lambda pred_inv, truth_m, weight, _: ranking_loss(pred_inv, truth_m, weight),
+}
+"""Name in ``loss.terms`` -> (prediction, truth_m, weight, settings) -> (B,). The prediction is in
+metres or an inverse depth, as ``flatdepth.config.LOSSES`` says."""

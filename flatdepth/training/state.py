@@ -31,7 +31,7 @@ from flatdepth.cli import versions
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
 from flatdepth.training.ema import Ema
-from flatdepth.types import BETTER
+from flatdepth.types import ALL_METRICS
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -113,7 +113,7 @@ def update_best(progress: Progress, config: TrainConfig) -> bool:
     region, _, metric = config.eval.metric.partition(".")
     first, newest = (progress.evaluations[i]["table"] for i in (0, -1))
     value = newest.get(region, {}).get(metric, math.nan)
-    sign = 1 if BETTER[metric] == "lower" else -1
+    sign = 1 if ALL_METRICS[metric].better == "lower" else -1
     better = math.isfinite(value)
     if progress.best is not None:
         better &= sign * value < sign * progress.best["value"]

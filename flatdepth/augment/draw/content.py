@@ -7,6 +7,7 @@ which it is seen, so the device has one bilinear warp to do and little is copied
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,26 +68,36 @@ class Sources:
     frame: Callable[[int], Frame]
 
 
+class Scene(NamedTuple):
+    """A paste and what its content may be made from, as ``make_content`` is given them."""
+
+    paste: Paste
+    frame: Frame
+    view: View
+    K_px: np.ndarray
+    sources: Sources
+
+
 def make_content(
     paste: Paste, frame: Frame, view: View, K_px: np.ndarray, sources: Sources
 ) -> Content:
     """Make what a paste into a view of ``frame`` with intrinsics ``K_px`` shows."""
     grain = _grain(paste)
-    match paste.kind:
-        case Kind.EMPTY:
-            return Content(grain=grain)
-        case Kind.OPENING:
-            return Content(grain=grain, opening=_opening(paste, view, K_px, sources))
-        case Kind.MIRROR:
-            assert paste.portion is not None
-            left, top, right, bottom = paste.portion
-            u, v = view.source_pixels(np.array([left, right]), np.array([top, bottom]))
-            picture = _softened(frame.image, (u[0], v[0], u[1], v[1]), paste)
-        case Kind.ART:
-            picture = _filling(sources.picture(paste.picture), paste)
-        case Kind.MURAL | Kind.SCREEN:
-            picture = _filling(_deep_frame(paste.draws, sources).image, paste)
-    return Content(grain=grain, picture=_worn(picture, paste))
+    shown = CONTENTS[paste.kind](Scene(paste, frame, view, K_px, sources))
+    if shown is None or isinstance(shown, Opening):
+        return Content(grain=grain, opening=shown)
+    return Content(grain=grain, picture=_worn(shown, paste))
+
+
+def _mirrored(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
+    assert scene.paste.portion is not None
+    left, top, right, bottom = scene.paste.portion
+    u, v = scene.view.source_pixels(np.array([left, right]), np.array([top, bottom]))
+    return _softened(scene.frame.image, (u[0], v[0], u[1], v[1]), scene.paste)
+
+
+def _another_frame(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
+    return _filling(_deep_frame(scene.paste.draws, scene.sources).image, scene.paste)
 
 
 def _reduced(
@@ -246,3 +257,15 @@ def _same_camera(
         height=bottom - top,
         width=right - left,
     )
+
+
+CONTENTS: dict[str, Callable[[Scene], UInt8[np.ndarray, "h w 3"] | Opening | None]] = {
+    Kind.MIRROR: _mirrored,
+    Kind.ART: lambda scene: _filling(scene.sources.picture(scene.paste.picture), scene.paste),
+    Kind.MURAL: _another_frame,
+    Kind.SCREEN: _another_frame,
+    Kind.OPENING: lambda s: _opening(s.paste, s.view, s.K_px, s.sources),
+    Kind.EMPTY: lambda _: None,
+}
+"""Name in ``ContentShares`` -> what it shows: a picture of ``Paste.picture_px``, an opening, or
+nothing."""

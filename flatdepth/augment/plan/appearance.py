@@ -1,6 +1,7 @@
 """What a paste looks like: outline, frame, mat, light, wear. Small numbers drawn on the CPU."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -35,11 +36,16 @@ _CUTS = (
     (1.0, 1.0, math.sqrt(2.0)),
     (1.0, 1.0, 1.0),
 )
-_NO_CUT = (0.0, 0.0, 1.0)
+NO_CUT = (0.0, 0.0, 1.0)
+SQUARE = (0.0, 0.0)
+Outline = tuple[tuple[float, float], tuple[float, float], tuple[float, float, float]]
 
 
 class Kind(StrEnum):
-    """What is pasted; the names of ``ContentShares``."""
+    """What is pasted; the names of ``ContentShares``.
+
+    Any other name is that of something flat, whose picture ``draw.content.CONTENTS`` makes.
+    """
 
     MIRROR = "mirror"
     ART = "art"
@@ -47,6 +53,12 @@ class Kind(StrEnum):
     SCREEN = "screen"
     OPENING = "opening"
     EMPTY = "empty"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Kind":
+        kind = str.__new__(cls, value)
+        kind._name_, kind._value_ = str(value).upper(), str(value)
+        return kind
 
     @property
     def region(self) -> Region:
@@ -264,23 +276,30 @@ def _surrounding_light(
     return light, cast, (gx, gy)
 
 
-def _outline(
-    draws: Draws, form: Form, rectangle: Rectangle
-) -> tuple[tuple[float, float], tuple[float, float], Colour]:
-    square = (0.0, 0.0)
+def _outline(draws: Draws, form: Form, rectangle: Rectangle) -> Outline:
     half = np.array([rectangle.width, rectangle.height]) / 2
-    match form.shape:
-        case "rounded":
-            x, y = (draws.uniform("corner", 0.06, 0.5) * half.min() / half).tolist()
-            return (x, y), (x, y), _NO_CUT
-        case "ellipse":
-            return (1.0, 1.0), (1.0, 1.0), _NO_CUT
-        case "arch":
-            rise = min(1.0, draws.uniform("arch", 0.5, 1.0) * half[0] / half[1])
-            return (1.0, rise), square, _NO_CUT
-        case "polygon":
-            return square, square, _CUTS[draws.integer("polygon", len(_CUTS))]
-    return square, square, _NO_CUT
+    return OUTLINES[form.shape](draws, half)
+
+
+def _rounded(draws: Draws, half: np.ndarray) -> Outline:
+    x, y = (draws.uniform("corner", 0.06, 0.5) * half.min() / half).tolist()
+    return (x, y), (x, y), NO_CUT
+
+
+def _arch(draws: Draws, half: np.ndarray) -> Outline:
+    rise = min(1.0, draws.uniform("arch", 0.5, 1.0) * half[0] / half[1])
+    return (1.0, rise), SQUARE, NO_CUT
+
+
+OUTLINES: dict[str, Callable[[Draws, np.ndarray], Outline]] = {
+    "rectangle": lambda *_: (SQUARE, SQUARE, NO_CUT),
+    "rounded": _rounded,
+    "ellipse": lambda *_: ((1.0, 1.0), (1.0, 1.0), NO_CUT),
+    "arch": _arch,
+    "polygon": lambda draws, _: (SQUARE, SQUARE, _CUTS[draws.integer("polygon", len(_CUTS))]),
+}
+"""Name in ``ShapeShares`` -> (draws, half sizes (2,) in metres) -> ``Look.radius_top``,
+``radius_bottom`` and ``cut``."""
 
 
 def _frame(draws: Draws, kind: Kind) -> tuple[Colour, Colour, float, tuple[float, float], float]:
