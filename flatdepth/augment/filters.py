@@ -1,12 +1,13 @@
 """Operations on pixels that the photometric stage and the stylised contents share.
 
-Kornia does what it does as fast; docs/design.md says what is ours and why. An image comes out the
-same alone and in a batch, up to the last bits of float32.
+Kornia has them too; docs/design.md says why these are ours. An image comes out the same alone and
+in a batch: weighted slices and channels instead of convolutions and matrix products, whose order of
+summation may change with the shape and which some devices run in less than float32.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64
-from kornia.filters import filter2d_separable
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JFIF
@@ -21,11 +22,19 @@ def blur(
         sigma_px: standard deviations above 0 in pixels, on the CPU.
     """
     reach = torch.ceil(3 * sigma_px)[:, None]
-    tap = torch.arange(-int(reach.max()), int(reach.max()) + 1, dtype=torch.float64)
-    weight = torch.exp(-0.5 * (tap / sigma_px[:, None]) ** 2) * (tap.abs() <= reach)
-    kernel = copy_to(weight / weight.sum(dim=1, keepdim=True), image)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return filter2d_separable(image, kernel, kernel, border_type="replicate")
+    radius = int(reach.max())
+    tap = torch.arange(radius + 1, dtype=torch.float64)
+    weight = torch.exp(-0.5 * (tap / sigma_px[:, None]) ** 2) * (tap <= reach)
+    weight = weight / (2 * weight.sum(dim=1, keepdim=True) - weight[:, :1])
+    weights = copy_to(weight, image).T[..., None, None, None]
+    for axis, padding in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
+        size = image.shape[axis]
+        padded = F.pad(image, padding, mode="replicate")
+        image = image * weights[0]
+        for k in range(1, radius + 1):
+            pair = padded.narrow(axis, radius - k, size) + padded.narrow(axis, radius + k, size)
+            image.addcmul_(pair, weights[k])
+    return image
 
 
 def mix_channels(
