@@ -292,6 +292,26 @@ class TestDamage:
                     shards.read(6)
                 path.write_bytes(good)
 
+    def test_no_flipped_bit_becomes_an_image(self, directory: Path) -> None:
+        """At every eighth byte of a sample, pixels included: each is found, none decoded."""
+        with ShardSet.open(directory) as shards:
+            path = directory / shards.index.shards[shards.index.shard[6]].name
+            good = path.read_bytes()
+            start, end = shards.index.spans()[6].tolist()
+            for position in range(start, end, 8):
+                data = bytearray(good)
+                data[position] ^= 1 << position % 8
+                path.write_bytes(bytes(data))
+                with pytest.raises(UserError, match=rf"{path.name}: sample {shards.keys[6]} is"):
+                    shards.read(6)
+            path.write_bytes(good)
+            shards.read(6)
+
+    def test_an_index_nested_without_end_is_no_index(self, directory: Path) -> None:
+        (directory / INDEX_NAME).write_text("[" * 100_000)
+        with pytest.raises(UserError, match="not a usable shard index"):
+            ShardSet.open(directory)
+
     def test_another_samples_bytes_are_not_taken(self, directory: Path) -> None:
         document = json.loads((directory / INDEX_NAME).read_text())
         for table in document["samples"]["members"].values():

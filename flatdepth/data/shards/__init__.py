@@ -160,7 +160,14 @@ class Index:
                 )
             index = _parse(document)
             _check(index)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{source} is not a usable shard index ({what}); pack again") from error
         return index

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -141,7 +142,12 @@ class ShardSet:
         }
 
     def read_bytes(self, i: SupportsIndex) -> bytes:
-        """The bytes of sample ``i`` from its first member to its last, tar headers between."""
+        """The bytes of sample ``i`` from its first member to its last, tar headers between.
+
+        Raises:
+            UserError: its shard is missing or truncated, or these are not the bytes that were
+                packed (their CRC-32 is in the index).
+        """
         i = int(i)
         start, end = (int(v) for v in self._spans[i])
         number = int(self.index.shard[i])
@@ -162,6 +168,11 @@ class ShardSet:
             raise UserError(
                 f"shard {path} is truncated: sample {self.keys[i]} needs {end} bytes; "
                 "copy or pack it again"
+            )
+        if zlib.crc32(blob) != self.index.crc32[i]:
+            raise UserError(
+                f"{path}: sample {self.keys[i]} is damaged (its checksum differs from the index); "
+                f"copy or pack it again; find all damage with: flatdepth pack verify {self.url}"
             )
         return blob
 
