@@ -285,15 +285,50 @@ def test_a_run_belongs_to_one_training_at_a_time(tiny_sets: TinySets, tmp_path: 
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "state.json"]
 )
-@pytest.mark.parametrize("kept", [None, 0.5])
-def test_a_damaged_checkpoint_is_named(half_run: Path, file: str, kept: float | None) -> None:
-    path = newest_checkpoint(half_run) / file
-    data = path.read_bytes()
+@pytest.mark.parametrize("way", ["missing", "cut", "bit", "zeros", "another run's"])
+def test_a_damaged_checkpoint_is_named(half_run: Path, file: str, way: str) -> None:
+    """Before anything is loaded, and with the one to go on from."""
+    newest = newest_checkpoint(half_run)
+    path = newest / file
+    data = bytearray(path.read_bytes())
+    if way == "bit":
+        data[len(data) // 2] ^= 4
+    other = {"cut": data[: len(data) // 2], "zeros": bytes(len(data)), "another run's": data[::-1]}
     path.unlink()
-    if kept is not None:
-        path.write_bytes(data[: int(kept * len(data))])
-    with pytest.raises(UserError, match=rf"step-00000003 is damaged: {file} is missing or cut"):
+    if way != "missing":
+        path.write_bytes(other.get(way, data))
+    earlier = shutil.copytree(newest, newest.with_name("step-00000002"))
+    message = rf"step-00000003 is damaged: {file} is missing or not as it was written; delete this"
+    config = read_config(half_run / "config.yaml", f"--runs={half_run.parent}")
+    with pytest.raises(UserError, match=f"{message} checkpoint to go on from step-00000002"):
+        train(config)
+    shutil.rmtree(earlier)
+    fresh_accelerator()
+    with pytest.raises(UserError, match="there is none before it; start a new run"):
+        train(config)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", "[" * 100_000, '{"format": 2}', "\udc80"])
+def test_a_state_of_another_form_is_named(half_run: Path, text: str) -> None:
+    path = newest_checkpoint(half_run) / "state.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"step-00000003 is damaged: state.json"):
         train(read_config(half_run / "config.yaml", f"--runs={half_run.parent}"))
+
+
+@pytest.mark.parametrize("line", [b"[]", b'{"loss": 1}', b"\xff\xfe", b'{"step": "x"}', b"{"])
+def test_a_damaged_history_is_named_and_a_torn_end_is_not(half_run: Path, line: bytes) -> None:
+    history = half_run / "history.jsonl"
+    lines = history.read_bytes().splitlines(keepends=True)
+    config = read_config(half_run / "config.yaml", f"--runs={half_run.parent}")
+    history.write_bytes(lines[0] + line + b"\n" + lines[1])
+    with pytest.raises(UserError, match=r"history.jsonl: line 2 is damaged; delete that line"):
+        train(config)
+    fresh_accelerator()
+    history.write_bytes(b"".join(lines[:3]) + line)
+    train(config)
+    steps = [json.loads(text)["step"] for text in history.read_bytes().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_going_on_elsewhere_clears_up_and_logs_every_step_once(half_run: Path) -> None:

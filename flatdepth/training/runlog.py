@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from flatdepth.cli import versions
 from flatdepth.config import TrainConfig
+from flatdepth.errors import UserError
 from flatdepth.judge.validation import protocol
 from flatdepth.show.pictures import save_png, write_atomic
 from flatdepth.show.run_page import write_report
@@ -207,17 +208,27 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | 
 
 
 def _keep_history(path: Path, last_step: int) -> None:
-    """Drop the records after the checkpoint that the run goes on from."""
+    """Drop the records after the checkpoint that the run goes on from.
+
+    The last line may be one that was being written when the run was killed.
+
+    Raises:
+        UserError: another line is no record.
+    """
     kept = []
-    if path.exists():
-        for line in path.read_text("utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] > last_step:
-                    break
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if int(json.loads(line)["step"]) > last_step:
                 break
-            kept.append(line + "\n")
-    write_atomic(path, "".join(kept).encode())
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}: line {number} is damaged; delete that line to go on without it"
+            ) from error
+        kept.append(line + b"\n")
+    write_atomic(path, b"".join(kept))
 
 
 def _json_number(value: float) -> float | None:

@@ -10,6 +10,7 @@ of the seed and its position, and the network draws no random numbers after it i
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -33,7 +34,7 @@ from flatdepth.errors import UserError
 from flatdepth.training.ema import Ema
 from flatdepth.types import ALL_METRICS
 
-FORMAT = 1
+FORMAT = 2
 STATE_FILE = "state.json"
 EMA_FILE = "ema.safetensors"
 
@@ -251,7 +252,8 @@ def save_checkpoint(
         with writing(run):
             if average := ema.state_dict():
                 save_file(average, temporary / EMA_FILE)
-            document["files"] = _file_sizes(temporary)
+            document["files"] = {name: _sha256(file) for name, file in _files(temporary).items()}
+            document["sha256"] = _own_sha256(document)
             (temporary / STATE_FILE).write_text(json.dumps(document, indent=1))
             for file in sorted(temporary.rglob("*")):
                 _sync(file)
@@ -285,11 +287,8 @@ def load_checkpoint(
             "system that all hosts share, or copy the checkpoint there"
         )
     document = _read_state(path)
-    if document["format"] != FORMAT:
-        raise UserError(
-            f"{path}: checkpoint format {document['format']}, this version reads {FORMAT}; "
-            "start a new run with another name"
-        )
+    if accelerator.is_local_main_process:
+        _check_files(path, document["files"])
     if document.get("fsdp", False) != _is_sharded(accelerator):
         began = "without" if _is_sharded(accelerator) else "with"
         raise UserError(
@@ -342,27 +341,64 @@ def _plain(value: dict[str, object]) -> dict[str, object]:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """What ``state.json`` says; the other files are as long as it says."""
+    """What ``state.json`` says, if it is as it was written.
+
+    Raises:
+        UserError: it is damaged or of another format.
+    """
     try:
         document: dict[str, Any] = json.loads((path / STATE_FILE).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        damaged = [STATE_FILE]
-    else:
-        found, expected = _file_sizes(path), document.get("files", {})
-        damaged = [name for name, size in expected.items() if found.get(name) != size]
-    if damaged:
-        raise UserError(
-            f"{path} is damaged: {damaged[0]} is missing or cut short; delete this checkpoint to "
-            "go on from the one before it"
-        )
+        if document["format"] != FORMAT:
+            raise UserError(
+                f"{path}: checkpoint format {document['format']!r}, this version reads {FORMAT}; "
+                "start a new run with another name"
+            )
+        if document["sha256"] != _own_sha256(document):
+            raise ValueError("its checksum differs")
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(path, STATE_FILE) from error
     return document
 
 
-def _file_sizes(folder: Path) -> dict[str, int]:
+def _check_files(path: Path, expected: Mapping[str, str]) -> None:
+    """Compare every file of a checkpoint with its checksum, before anything of it is loaded.
+
+    Raises:
+        UserError: one is missing or not what was written.
+    """
+    found = _files(path)
+    for name, sha256 in expected.items():
+        if name not in found or _sha256(found[name]) != sha256:
+            raise _damaged(path, name)
+
+
+def _damaged(path: Path, name: str) -> UserError:
+    earlier = [other for other in path.parent.glob("step-*[0-9]") if other.name < path.name]
+    fix = (
+        f"delete this checkpoint to go on from {max(earlier).name}"
+        if earlier
+        else "there is none before it; start a new run with another name"
+    )
+    return UserError(f"{path} is damaged: {name} is missing or not as it was written; {fix}")
+
+
+def _own_sha256(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a state without its own entry, as JSON with sorted keys."""
+    rest = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All files of a checkpoint but ``state.json``, by their path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    sizes.pop(STATE_FILE, None)
-    return sizes
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    named.pop(STATE_FILE, None)
+    return named
 
 
 def _is_sharded(accelerator: Accelerator) -> bool:
