@@ -14,7 +14,7 @@ import fsspec
 import h5py
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -670,6 +670,7 @@ def test_folder_refuses_damaged_depth(tmp_path, name, content, reason):
     st.lists(st.integers(0, 300), min_size=1, max_size=12, unique=True),
     st.lists(st.integers(0, 300), min_size=1, max_size=12, unique=True),
 )
+@example([4], [2, 6])
 def test_files_are_paired_by_time_with_their_nearest(image_times, depth_times):
     """Against all pairs: nearest of each other, at most 0.2 s apart; ties go to the earlier."""
 

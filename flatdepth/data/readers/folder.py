@@ -352,10 +352,14 @@ def _in_time(
 def _nearest(
     times: Float64[np.ndarray, " n"], wanted: Float64[np.ndarray, " m"]
 ) -> Int64[np.ndarray, " m"]:
-    """Which of the sorted ``times`` is nearest to each of ``wanted``; of two the earlier."""
+    """Which of the sorted ``times`` is nearest to each of ``wanted``; of two the earlier.
+
+    Distances are compared in whole microseconds, so that 0.4 is as far from 0.2 as from 0.6.
+    """
     after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
     before = np.maximum(after - 1, 0)
-    return np.where(wanted - times[before] <= times[after] - wanted, before, after)
+    earlier, later = (np.round(1e6 * d) for d in (wanted - times[before], times[after] - wanted))
+    return np.where(earlier <= later, before, after)
 
 
 def _translate(run: str) -> str:
