@@ -95,7 +95,7 @@ def _moved(value: Any, device: torch.device) -> Any:
         if isinstance(tensor, Tensor):
             copied = device.type == "cuda" and tensor.device.type == "cpu"
             pinned = tensor.pin_memory() if copied else tensor
-            tensors[entry.name] = pinned.to(device, non_blocking=True)
+            tensors[entry.name] = pinned.to(device, non_blocking=copied)
     return replace(value, **tensors)
 
 
