@@ -23,6 +23,7 @@ from flatdepth.judge.protocol import PROTOCOLS
 from flatdepth.judge.scoring import Part, Request, Verdict, judge
 from flatdepth.models.checkpoint import open_model
 from flatdepth.models.depth_anything import DepthAnythingV2, Kind
+from flatdepth.models.precision import best_device
 from flatdepth.predict.inputs import Photo, open_photo, upright
 from flatdepth.predict.outputs import Prediction
 from flatdepth.predict.predictor import PredictOptions, predict_photo
@@ -117,7 +118,7 @@ def evaluate(
         images=images,
         size=size,
     )
-    return judge(request, _best_device(), lambda _done, _total: None)
+    return judge(request, best_device(), lambda _done, _total: None)
 
 
 def _as_strings(paths: Paths) -> tuple[str, ...]:
@@ -187,7 +188,7 @@ def load(
     Raises:
         UserError: the file cannot be had or read, or does not say what it holds.
     """
-    where = _best_device() if device is None else torch.device(device)
+    where = best_device() if device is None else torch.device(device)
     model, _ = open_model(os.fspath(checkpoint), kind=kind, max_depth_m=max_depth_m)
     return Predictor(model.to(where), where)
 
@@ -203,7 +204,3 @@ def _photo(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Photo:
             "convert it"
         )
     return Photo(image=image, focal_px=None)
-
-
-def _best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -69,11 +69,8 @@ def called(command: str) -> str:
     """How the user calls a command: ``flatdepth NAME``, or the script of its name."""
     script = Path(sys.argv[0])
     is_ours = script.resolve().parent == Path(__file__).resolve().parent
-    return (
-        f"python {script}"
-        if script.name == f"{command}.py" and not is_ours
-        else (f"flatdepth {command}")
-    )
+    as_script = script.name == f"{command}.py" and not is_ours
+    return f"python {script}" if as_script else f"flatdepth {command}"
 
 
 def as_called(command: str, text: str) -> str:

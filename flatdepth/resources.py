@@ -6,7 +6,8 @@ _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 """Where ``configs`` and ``shards`` lie: in the installed package, or in the clone beside it."""
 
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+CONFIGS = ROOT / "configs"
+QUICKSTART = CONFIGS / "quickstart.yaml"
 
 DEMO = (Path("shards", "demo_vitt.safetensors"), Path("shards", "demo_art"))
 
@@ -22,7 +23,7 @@ def config_file(name: str) -> str:
         ``name`` if it is a file or no packaged configuration has that name, else that one.
     """
     own = Path(name)
-    packaged = ROOT / "configs" / f"{own.name.removesuffix('.yaml')}.yaml"
+    packaged = CONFIGS / f"{own.name.removesuffix('.yaml')}.yaml"
     named = own.parent in (Path(), Path("configs"))
     return str(packaged) if named and not own.is_file() and packaged.is_file() else name
 

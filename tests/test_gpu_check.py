@@ -30,8 +30,7 @@ def settings(tiny_sets: TinySets, tmp_path: Path) -> Settings:
     shards.mkdir()
     (shards / "demo_rooms").symlink_to(tiny_sets.rooms)
     (shards / "demo_pictures").symlink_to(tiny_sets.pictures)
-    configs = REPOSITORY / "configs"
-    return Settings(configs=configs, shards=shards, work=tmp_path / "work", dry=True)
+    return Settings(shards=shards, work=tmp_path / "work", dry=True)
 
 
 def works(_: Settings) -> Iterator[Row]:
@@ -139,7 +138,7 @@ def test_parts_that_need_more_than_is_left_are_skipped(settings: Settings, tmp_p
         Part(name="long", run=works, seconds=500),
         Part(name="short", run=works, seconds=10),
     ]
-    told = Settings(configs=settings.configs, shards=settings.shards, work=settings.work, dry=False)
+    told = Settings(shards=settings.shards, work=settings.work, dry=False)
     rows = run_parts(parts, told, seconds=60, out=tmp_path / "gpu.json", say=lambda _: None)
     found = [(row.part, row.status) for row in rows if row.name != "time"]
     assert found == [("long", "skipped"), ("short", "met"), ("short", "missed")]

@@ -22,7 +22,7 @@ from flatdepth.augment.draw.composite import (
     paste,
     stack_plans,
 )
-from flatdepth.augment.draw.content import Content, Sources, make_content
+from flatdepth.augment.draw.content import PICTURE_CACHE, Content, Sources, make_content, reduced
 from flatdepth.augment.photometric import draw_seeds
 from flatdepth.augment.plan.coarse import thin_view
 from flatdepth.augment.plan.layout import Paste, plan_pastes
@@ -33,8 +33,6 @@ from flatdepth.geometry import View
 from flatdepth.types import Batch, Frame
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-PICTURE_SIDE = 768
-PICTURE_CACHE = 96
 
 
 @runtime_checkable
@@ -82,9 +80,7 @@ class PictureFolder:
             raise UserError(f"pictures: {file} is no readable picture; remove it") from error
 
     def _decode(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
-        picture = self._open(self._files[number]).convert("RGB")
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-        return np.asarray(picture)
+        return reduced(self._open(self._files[number]).convert("RGB"))
 
 
 class Pasted(NamedTuple):

@@ -1,10 +1,11 @@
 """Where the time of an optimiser step goes, how many images that makes per second, and the MFU."""
 
 import dataclasses
+import itertools
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from flatdepth.augment.photometric import photometric
 from flatdepth.bench.timing import environment
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
-from flatdepth.data.loader import to_device, training_samples
+from flatdepth.data.loader import Sample, to_device, training_samples
 from flatdepth.training.ema import Ema
 from flatdepth.training.launch import share_out
 from flatdepth.training.loop import loss_weight
@@ -170,10 +171,7 @@ def training_batches(
         config: as ``prepared`` gives it.
         enter: told data wait, to device, paste and photometric as they begin.
     """
-    accumulation = config.batch // config.micro_batch
-    stream = training_samples(
-        open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=accumulation
-    )
+    stream = _stream(config)
     depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
 
     @torch.no_grad()
@@ -190,6 +188,19 @@ def training_batches(
 
     with closing(stream):
         yield next_batch
+
+
+def first_samples(config: TrainConfig, count: int) -> list[list[Sample]]:
+    """The samples of a training's first ``count`` micro-batches on one device."""
+    with closing(_stream(config)) as stream:
+        return list(itertools.islice(stream, count))
+
+
+def _stream(config: TrainConfig) -> Generator[list[Sample], None, None]:
+    accumulation = config.batch // config.micro_batch
+    return training_samples(
+        open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=accumulation
+    )
 
 
 def _summary(

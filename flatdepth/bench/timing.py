@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from flatdepth.cli import versions
 
@@ -38,10 +39,10 @@ def compare(
     for number in range(rounds + 2):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            _wait(device)
+            wait(device)
             begin = time.perf_counter()
             contenders[name]()
-            _wait(device)
+            wait(device)
             if number >= 2:
                 seconds[name].append(time.perf_counter() - begin)
     base = np.array(seconds[baseline])
@@ -89,6 +90,27 @@ def _quartiles(values: np.ndarray) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until a device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a device ran under one name, or a CPU as one operator: calls and their milliseconds."""
+
+    name: str
+    calls: int
+    ms: float
+
+
+def profiled(call: Callable[[], object], device: torch.device) -> list[Kernel]:
+    """The kernels of a call, or its operators on a CPU; those that took longest first."""
+    on_cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as seen:
+        call()
+        wait(device)
+    own = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+    found = [Kernel(e.key, e.count, getattr(e, own) / 1e3) for e in seen.key_averages()]
+    return sorted(found, key=lambda kernel: -kernel.ms)

@@ -22,6 +22,7 @@ from flatdepth.bench.timing import as_json, compare, environment, table
 from flatdepth.cli import Parser, as_called, called, parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError, import_extra
+from flatdepth.models.precision import best_device
 from flatdepth.resources import QUICKSTART, ROOT
 
 
@@ -148,7 +149,6 @@ def run_gpu(chosen: argparse.Namespace) -> int:
         ensure_demo(str(chosen.shards / name))
     work = Path(tempfile.mkdtemp(prefix="flatdepth-gpu-"))
     settings = Settings(
-        configs=ROOT / "configs",
         shards=chosen.shards.resolve(),
         work=work,
         dry=chosen.dry,
@@ -164,7 +164,7 @@ def run_paste(chosen: argparse.Namespace) -> dict[str, object]:
     import_extra("cv2", "benchmark paste", "benchmark")
     from flatdepth.bench.paste import paste_contenders
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     timings = compare(
         paste_contenders(chosen.batch, chosen.size, tuple(chosen.area), device),
         baseline="grid_sample",
@@ -205,7 +205,7 @@ def run_step(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, objec
     """Stages of an optimiser step."""
     from flatdepth.bench.step import measure_steps, step_text
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     times = measure_steps(config, steps=chosen.steps, device=device, peak_tflops=chosen.peak_tflops)
     print(step_text(config, times))
     return asdict(times)

@@ -15,9 +15,9 @@ from pathlib import Path
 from flatdepth.bench.crash import Trial, crash_trials
 from flatdepth.cli import Parser, as_called, called, parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.resources import ROOT
+from flatdepth.resources import CONFIGS
 
-TINY = ROOT / "configs" / "crash_test.yaml"
+TINY = CONFIGS / "crash_test.yaml"
 
 
 def main(argv: list[str]) -> int:

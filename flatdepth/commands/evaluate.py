@@ -17,13 +17,13 @@ from typing import TypeVar
 from flatdepth.cli import Parser, as_called, called
 from flatdepth.errors import UserError
 from flatdepth.judge.protocol import ALIGNMENTS, FITS, PROTOCOLS
+from flatdepth.models.precision import best_device
 
 Value = TypeVar("Value")
 
 
 def main(argv: list[str]) -> None:
     chosen = options().parse_args(argv)
-    import torch
 
     from flatdepth.data.demo import DEMO_ART
     from flatdepth.data.progress import picture_progress
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         threads=chosen.threads,
         bootstrap=chosen.bootstrap,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     if chosen.out is not None:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
     verdict = judge(request, device, picture_progress())

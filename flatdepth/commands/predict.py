@@ -21,6 +21,7 @@ from pathlib import Path
 
 from flatdepth.cli import Parser, as_called, called
 from flatdepth.errors import UserError
+from flatdepth.models.precision import best_device
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         prune=chosen.prune,
         overwrite=chosen.overwrite,
     )
-    device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(chosen.device) if chosen.device else best_device()
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no usable GPU; leave the option out")
     inputs = plan_inputs(chosen.inputs, chosen.out, options)

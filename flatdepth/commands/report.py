@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flatdepth.cli import Parser, as_called, called
 from flatdepth.errors import UserError
+from flatdepth.models.precision import best_device
 
 
 def main(argv: list[str]) -> None:
@@ -21,7 +22,6 @@ def main(argv: list[str]) -> None:
         if getattr(chosen, name) < 0:
             raise UserError(f"--{name}: expected 0 or more, got {getattr(chosen, name)}")
     out = chosen.out or chosen.run[0] / "report.html"
-    import torch
 
     from flatdepth.data.progress import picture_progress
     from flatdepth.report.page import write_comparison
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
                 images=chosen.images,
                 size=chosen.size,
                 worst=chosen.worst,
-                device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+                device=best_device(),
                 progress=picture_progress(),
             )
         except UserError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
 
+from flatdepth.augment.draw.content import PICTURE_CACHE, reduced
 from flatdepth.config import DataConfig, SetConfig
 from flatdepth.data.demo import ensure_demo
 from flatdepth.data.order import scene_split
@@ -17,9 +18,6 @@ from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.streams import Stream, is_url_list
 from flatdepth.errors import UserError
 from flatdepth.types import Frame
-
-PICTURE_CACHE = 96
-PICTURE_SIDE = 768
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +72,7 @@ class Pictures:
     def _decode(self, number: int) -> np.ndarray:
         which = int(np.searchsorted(self._starts, number, side="right")) - 1
         raw = self._sets[which].read(number - int(self._starts[which]))
-        picture = Image.fromarray(decode_image(raw.image))
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-        return np.asarray(picture)
+        return reduced(Image.fromarray(decode_image(raw.image)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

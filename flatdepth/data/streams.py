@@ -119,7 +119,7 @@ class Stream:
             if not found and not unread:
                 raise UserError(
                     f"data.train: {self.name} has no samples to train on for rank {rank} of "
-                    f"{ranks}; name tars that tools/pack.py wrote, with samples outside the "
+                    f"{ranks}; name tars that flatdepth pack wrote, with samples outside the "
                     "held-out scenes and official parts"
                 )
 
@@ -134,7 +134,7 @@ class Stream:
                 reason = getattr(error, "strerror", None) or next(iter(error.args), "")
                 raise UserError(
                     f"data.train: cannot read {url} to its end ({type(error).__name__}: {reason}); "
-                    "see that it is there and is a whole tar of tools/pack.py"
+                    "see that it is there and is a whole tar of flatdepth pack"
                 ) from error
 
     def _identity(self, sample: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""The types that a network computes in."""
+"""Where a network computes, and in which types."""
 
 import torch
 from accelerate import Accelerator
@@ -20,3 +20,8 @@ def autocast(accelerator: Accelerator) -> torch.autocast:
         enabled=half is not None and handler.enabled,
         cache_enabled=handler.cache_enabled,
     )
+
+
+def best_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

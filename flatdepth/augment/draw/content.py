@@ -25,6 +25,12 @@ from flatdepth.types import Frame
 OPENING_GAP = 1.03
 
 
+PICTURE_CACHE = 96
+"""Pictures of a collection that are kept decoded."""
+
+PICTURE_SIDE = 768
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
     """Another scene seen through an opening: a part of the image, with its own depth.
@@ -76,6 +82,12 @@ class Scene(NamedTuple):
     view: View
     K_px: np.ndarray
     sources: Sources
+
+
+def reduced(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture to hang, at ``PICTURE_SIDE`` pixels on its longer side if it is larger."""
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
 
 
 def make_content(

@@ -1,7 +1,6 @@
 """What must not depend on the device, on checkpointing, on micro-batches or on precision."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,10 +12,8 @@ from torch.utils._pytree import tree_leaves
 from flatdepth.augment.draw.composite import PasteGroup, stack_plans
 from flatdepth.bench.gpu.rows import Row, at_most, figure
 from flatdepth.bench.gpu.settings import Settings
-from flatdepth.bench.step import prepared, training_batches
-from flatdepth.config import TrainConfig
-from flatdepth.data.frames import open_corpus
-from flatdepth.data.loader import Sample, training_samples
+from flatdepth.bench.step import first_samples, prepared, training_batches
+from flatdepth.data.loader import Sample
 from flatdepth.models.depth_anything import Checkpointing
 from flatdepth.training.loop import make_training_batch
 from flatdepth.training.losses import depth_loss
@@ -37,7 +34,7 @@ def batches(settings: Settings) -> Iterator[Row]:
     config = settings.config("vits_indoor", batch=8, micro_batch=8)
     differing, pixels, depth = 0, 0.0, 0.0
     masks = {"region": 0, "valid": 0}
-    for samples, again in zip(_samples(config, 2), _samples(config, 2), strict=True):
+    for samples, again in zip(first_samples(config, 2), first_samples(config, 2), strict=True):
         there = [group.to(settings.device).to(CPU) for group in _parameters(samples)]
         pairs = zip(_tensors(there), _tensors(_parameters(again)), strict=True)
         differing += sum(not torch.equal(one, other) for one, other in pairs)
@@ -86,15 +83,6 @@ def _full_float32() -> None:
     """Nothing in TF32, which cuDNN takes by default."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def _samples(config: TrainConfig, count: int) -> list[list[Sample]]:
-    stream = training_samples(
-        open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=1
-    )
-    found = list(itertools.islice(stream, count))
-    stream.close()
-    return found
 
 
 def _parameters(samples: Sequence[Sample]) -> tuple[PasteGroup, ...]:

@@ -1,19 +1,15 @@
 """The paste stage alone: its time against the bytes it must move, its kernels, no waiting."""
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from flatdepth.bench.gpu.rows import Row, at_most, figure
 from flatdepth.bench.gpu.settings import Settings
 from flatdepth.bench.paste import paste_contenders
-from flatdepth.bench.step import prepared
-from flatdepth.bench.timing import compare
-from flatdepth.data.frames import open_corpus
-from flatdepth.data.loader import training_samples
+from flatdepth.bench.step import first_samples, prepared
+from flatdepth.bench.timing import compare, profiled, wait
 from flatdepth.training.loop import make_training_batch
 
 FLOOR = 3.0
@@ -37,7 +33,8 @@ def paste(settings: Settings) -> Iterator[Row]:
         ms = {timing.name: timing.ms[1] for timing in timings}
         ratio = {timing.name: timing.ratio[1] for timing in timings}
         floor_ms = 1e3 * batch * size * size * BYTES_PER_PIXEL / rate
-        count, kernel_ms = _kernels(contenders["paste"], device)
+        kernels = profiled(contenders["paste"], device)
+        count, kernel_ms = sum(k.calls for k in kernels), sum(k.ms for k in kernels)
         for name in CONTENDERS:
             yield figure(f"{name}, {batch}", ms[name], "ms", f"{ratio[name]:.2f} x plain Kornia")
         yield figure(f"kernels, {batch}", count, "", f"{kernel_ms:.3f} ms on the device")
@@ -55,12 +52,8 @@ def no_waiting(settings: Settings) -> Iterator[Row]:
     """The stage on samples of a training, with every wait of the host for the device an error."""
     device = settings.device
     config, _ = prepared(settings.config("vits_indoor", batch=16, micro_batch=16), device)
-    stream = training_samples(
-        open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=1
-    )
     waits = 0
-    for number in range(4):
-        samples = next(stream)
+    for number, samples in enumerate(first_samples(config, 4)):
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("error" if number else "default")
         try:
@@ -72,7 +65,6 @@ def no_waiting(settings: Settings) -> Iterator[Row]:
         finally:
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-    stream.close()
     yield at_most("batches with a wait for the device", waits, 0, note="of 3")
 
 
@@ -82,23 +74,9 @@ def _copy_rate(device: torch.device, size: int) -> float:
     target = torch.empty_like(source)
     seconds = []
     for _ in range(10):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(device)
         begin = time.perf_counter()
         target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(device)
         seconds.append(time.perf_counter() - begin)
     return 2 * size / min(seconds)
-
-
-def _kernels(call: Callable[[], object], device: torch.device) -> tuple[int, float]:
-    """How many kernels a call starts, and the milliseconds that they run; operators on a CPU."""
-    on_cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as seen:
-        call()
-        if on_cuda:
-            torch.cuda.synchronize()
-    events: Any = seen.key_averages()
-    own = "self_device_time_total" if on_cuda else "self_cpu_time_total"
-    return sum(e.count for e in events), sum(getattr(e, own) for e in events) / 1e3

@@ -10,6 +10,7 @@ import torch
 from flatdepth.bench.gpu.rows import Row
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
+from flatdepth.resources import CONFIGS
 
 DRY = {
     "model.encoder": "vitt",
@@ -27,7 +28,6 @@ class Settings:
     """What a part is told.
 
     Attributes:
-        configs: directory of the configurations.
         shards: directory of the demo shard sets ``demo_rooms`` and ``demo_pictures``.
         work: directory for logs and runs, which may be thrown away.
         dry: tiny sizes on the CPU.
@@ -35,7 +35,6 @@ class Settings:
         done: rows of the parts before.
     """
 
-    configs: Path
     shards: Path
     work: Path
     dry: bool
@@ -48,7 +47,7 @@ class Settings:
         return torch.device("cpu" if self.dry else "cuda")
 
     def config(self, name: str, /, **changes: object) -> TrainConfig:
-        """A configuration of ``configs`` on the demo sets, with random weights.
+        """A packaged configuration on the demo sets, with random weights.
 
         Args:
             name: of its file.
@@ -65,6 +64,6 @@ class Settings:
         options |= {key.replace("__", "."): value for key, value in changes.items()}
         if self.dry:
             options |= DRY
-        arguments = [f"--config={self.configs / name}.yaml"]
+        arguments = [f"--config={CONFIGS / name}.yaml"]
         arguments += [f"--{key}={value}" for key, value in options.items()]
         return parse_config(TrainConfig, arguments, prog="train.py", description=None)

@@ -1,14 +1,13 @@
 """Images per second, MFU and the stages of an optimiser step; and the kernels it is made of."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from flatdepth.bench.gpu.rows import Row, at_least, at_most, figure
 from flatdepth.bench.gpu.settings import Settings
 from flatdepth.bench.step import WARM_UP, measure_steps, prepared, training_batches
+from flatdepth.bench.timing import profiled, wait
 from flatdepth.config import TrainConfig
 from flatdepth.training.memory import build_bare_model, take_step
 from flatdepth.training.optim import make_optimizer
@@ -80,12 +79,9 @@ def kernels(settings: Settings) -> Iterator[Row]:
         model = build_bare_model(config)
     optimizer = make_optimizer(model, config.optim, device)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
     with training_batches(config, device) as next_batch:
-        for number in range(WARM_UP + 1):
-            if number == WARM_UP:
-                profiler = profile(activities=[activity])
-                profiler.start()
+
+        def one_step() -> None:
             take_step(
                 model,
                 optimizer,
@@ -95,17 +91,13 @@ def kernels(settings: Settings) -> Iterator[Row]:
                 enter=lambda _: None,
                 scaler=scaler,
             )
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-        profiler.stop()
-    yield from _table(profiler.key_averages(), device)
 
-
-def _table(events: Any, device: torch.device) -> Iterator[Row]:
-    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    times = sorted(((getattr(e, own) / 1e3, e) for e in events), key=lambda pair: -pair[0])
-    total = sum(ms for ms, _ in times)
-    yield figure("all kernels", total, "ms", f"{sum(e.count for _, e in times)} calls")
-    for ms, event in times[:KERNELS]:
-        name = " ".join(event.key.split())
-        yield figure(name[:80], ms, "ms", f"{ms / total:.1%}, {event.count} calls")
+        for _ in range(WARM_UP):
+            one_step()
+        wait(device)
+        found = profiled(one_step, device)
+    total = sum(kernel.ms for kernel in found)
+    yield figure("all kernels", total, "ms", f"{sum(kernel.calls for kernel in found)} calls")
+    for kernel in found[:KERNELS]:
+        name = " ".join(kernel.name.split())[:80]
+        yield figure(name, kernel.ms, "ms", f"{kernel.ms / total:.1%}, {kernel.calls} calls")

@@ -32,7 +32,7 @@ def frame_of(sample: Mapping[str, Any]) -> Frame:
     except (BadFrame, ValueError) as error:
         raise UserError(
             f"{sample['__url__']}: sample {sample['__key__']} is not a whole frame with depth "
-            f"({error}); take a set of RGB-D frames that tools/pack.py wrote, or copy it again"
+            f"({error}); take a set of RGB-D frames that flatdepth pack wrote, or copy it again"
         ) from error
 
 
