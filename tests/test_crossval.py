@@ -17,6 +17,7 @@ from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.pack import pack
 from flatdepth.data.readers.rooms import RoomsReader
+from flatdepth.data.shards import sign
 from flatdepth.errors import UserError
 from flatdepth.judge import crossval
 from flatdepth.judge.crossval import (
@@ -40,9 +41,7 @@ def more_rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("more") / "more"
     pack(RoomsReader(scenes=3, frames_per_scene=1, height=28, width=42), str(folder), workers=1)
     index = folder / "index.json"
-    text = index.read_text()
-    assert '"dataset": "rooms"' in text or '"dataset":"rooms"' in text
-    index.write_text(text.replace('"rooms"', '"halls"', 1))
+    index.write_bytes(sign(json.loads(index.read_text()) | {"dataset": "halls"}))
     return folder
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flatdepth.data.shards import INDEX_NAME, Index, is_key
+from flatdepth.data.shards import INDEX_NAME, Index, is_key, sign
 from flatdepth.data.shards import read as read_module
 from flatdepth.data.shards.codec import decode_depth, depth_meta
 from flatdepth.data.shards.read import ShardSet
@@ -317,7 +317,7 @@ class TestDamage:
         for table in document["samples"]["members"].values():
             for column in table.values():
                 column[4], column[1] = column[1], column[4]
-        (directory / INDEX_NAME).write_text(json.dumps(document))
+        (directory / INDEX_NAME).write_bytes(sign(document))
         with (
             ShardSet.open(directory) as shards,
             pytest.raises(UserError, match=f"sample {shards.keys[1]} is damaged"),
@@ -374,7 +374,7 @@ class TestIndex:
     ) -> None:
         document = json.loads((directory / INDEX_NAME).read_text())
         change(document)
-        (directory / INDEX_NAME).write_text(json.dumps(document))
+        (directory / INDEX_NAME).write_bytes(sign(document))
         with pytest.raises(UserError, match=r"index\.json is not a usable shard index"):
             ShardSet.open(directory)
 

@@ -31,6 +31,7 @@ from flatdepth.data.frames import Corpus, open_corpus
 from flatdepth.data.loader import in_order, training_samples
 from flatdepth.data.pack import pack
 from flatdepth.data.readers.rooms import RoomsReader
+from flatdepth.data.shards import sign
 from flatdepth.errors import UserError
 from flatdepth.judge.validation import align_inverse_depth, evaluate
 from flatdepth.models.checkpoint import load_weights
@@ -973,7 +974,7 @@ def with_parts(tiny_sets: TinySets, folder: Path, parts: Sequence[str]) -> DataC
     numbers = {scene: number for number, scene in enumerate(sorted(set(scenes)))}
     index["samples"]["split"] = [parts[numbers[scene]] for scene in scenes]
     shutil.copytree(tiny_sets.rooms, folder)
-    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "index.json").write_bytes(sign(index))
     return DataConfig(train=[SetConfig(path=str(tiny_sets.rooms))], val=[str(folder)])
 
 

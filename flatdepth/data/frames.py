@@ -13,7 +13,6 @@ from flatdepth.augment.draw.content import PICTURE_CACHE, reduced
 from flatdepth.config import DataConfig, SetConfig
 from flatdepth.data.demo import ensure_demo
 from flatdepth.data.order import scene_split
-from flatdepth.data.shards.codec import decode_frame, decode_image
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.streams import Stream, is_url_list
 from flatdepth.errors import UserError
@@ -39,7 +38,7 @@ class Subset:
 
     def frame(self, place: int) -> Frame:
         """Read and decode the sample at a place of the subset."""
-        return decode_frame(self.shards.read(int(self.rows[place])))
+        return self.shards.frame(self.rows[place])
 
     def identity(self, place: int) -> int:
         """Number of the sample in the run: the same for the same config, whatever the split."""
@@ -71,8 +70,8 @@ class Pictures:
 
     def _decode(self, number: int) -> np.ndarray:
         which = int(np.searchsorted(self._starts, number, side="right")) - 1
-        raw = self._sets[which].read(number - int(self._starts[which]))
-        return reduced(Image.fromarray(decode_image(raw.image)))
+        picture = self._sets[which].image(number - int(self._starts[which]))
+        return reduced(Image.fromarray(picture))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

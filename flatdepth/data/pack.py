@@ -43,7 +43,7 @@ from flatdepth.data.shards import (
     canonical_json,
     concatenate,
 )
-from flatdepth.data.shards.codec import decode_frame, decode_image, depth_metres
+from flatdepth.data.shards.codec import decode_image, depth_metres
 from flatdepth.data.shards.read import ShardSet, resolve
 from flatdepth.data.shards.write import (
     Output,
@@ -241,7 +241,7 @@ def merge(
     index = concatenate([part.index for part in parts], request)
     output = Output(os.fspath(out))
     if (finished := output.read(INDEX_NAME)) is not None:
-        if finished != index.to_json():
+        if Index.from_json(finished, f"{out}/{INDEX_NAME}").to_json() != index.to_json():
             raise UserError(f"{out} holds another finished set; choose another --out")
         return _summary(output, index, 0, started, already_complete=True)
     sources = [Path(part.url, shard.name) for part in parts for shard in part.index.shards]
@@ -627,7 +627,14 @@ def _nothing_usable(output: Output, skips: list[Skip]) -> str:
 def _summary(
     output: Output, index: Index, packed: int, started: float, *, already_complete: bool
 ) -> PackSummary:
-    listed = (json.loads(line) for line in (output.read(SKIPPED_NAME) or b"").splitlines())
+    try:
+        lines = (output.read(SKIPPED_NAME) or b"").splitlines()
+        damaged = sum(bool(json.loads(line)["detail"]) for line in lines)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{output.url}/{SKIPPED_NAME} is damaged; delete it (it only lists what was left out), "
+            "or copy it again"
+        ) from error
     return PackSummary(
         out=output.url,
         dataset=index.dataset,
@@ -636,7 +643,7 @@ def _summary(
         shards=len(index.shards),
         bytes=sum(shard.bytes for shard in index.shards),
         skipped=index.skipped,
-        damaged=sum(bool(row["detail"]) for row in listed),
+        damaged=damaged,
         packed=packed,
         seconds=time.monotonic() - started,
         already_complete=already_complete,
@@ -648,7 +655,7 @@ def _depths(url: str, index: Index) -> tuple[float, float, float]:
     """2 %, median and 98 % of the known depths of evenly spaced frames of a set, in metres."""
     with ShardSet(url, *resolve(url), index) as shards:
         places = np.unique(np.linspace(0, len(shards) - 1, LOOKED_AT).round().astype(int))
-        frames = [decode_frame(shards.read(place)) for place in places]
+        frames = [shards.frame(place) for place in places]
     some = [frame.depth_m[::4, ::4] for frame in frames]
     known = np.concatenate([depth[np.isfinite(depth)] for depth in some])
     if len(known) == 0:
@@ -761,11 +768,10 @@ def _tar_listing(file: io.IOBase) -> dict[str, tuple[int, int]]:
 def _sample_damage(shards: ShardSet, i: int) -> str:
     """What is wrong with a sample's bytes, "" if nothing."""
     try:
-        raw = shards.read(i)
-        image = decode_image(raw.image) if raw.depth is None else decode_frame(raw).image
+        image = shards.image(i) if shards.kind == "art" else shards.frame(i).image
         if image.shape[:2] != tuple(shards.sizes[i]):
             return "image size differs from the index"
-    except (UserError, BadFrame, ValueError) as error:
+    except UserError as error:
         return str(error)
     return ""
 

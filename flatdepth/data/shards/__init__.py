@@ -2,7 +2,7 @@
 
 A shard set is one directory (or URL prefix)::
 
-    index.json              written last: a set without it is unfinished
+    index.json              written last: a set without it is unfinished; signed, see ``sign``
     <dataset>-000000.tar    <key>.jpg|png|webp, <key>.depth.fdz, <key>.json, then the next key
     skipped.jsonl           one line per frame left out, with the reason
 
@@ -10,12 +10,13 @@ The tars are byte-deterministic and carry no path to trust: a member name is a k
 extension, and only the extensions above are ever decoded.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,10 @@ JSON_EXT = "json"
 IMAGE_EXTS = ("jpg", "png", "webp")
 
 _FORMAT = "flatdepth-shards"
-_VERSION = 1
+_VERSION = 2
+_UNSIGNED_VERSION = 1  # of sets that were packed before the index had a checksum
+_UNSIGNED_KEYS = {"dataset", "format", "kind", "request", "samples", "shards", "skipped", "version"}
+_SIGNATURE = re.compile(rb'\{"checksum":"([0-9a-f]{64})",')
 _FORBIDDEN = r"/\\:\x00-\x1f\x7f\ud800-\udfff"
 _KEY = re.compile(rf"(?!.*(?:^|/)\.{{1,2}}/)(?:[^{_FORBIDDEN}]+/)*[^.{_FORBIDDEN}]+")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*-[0-9]{6,}\.tar")
@@ -111,7 +115,7 @@ class Index:
         return spans
 
     def to_json(self) -> bytes:
-        """The canonical bytes of ``index.json``: equal content gives equal bytes."""
+        """The canonical bytes of ``index.json``, signed: equal content gives equal bytes."""
         document = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -137,7 +141,7 @@ class Index:
                 },
             },
         }
-        return canonical_json(document) + b"\n"
+        return sign(document)
 
     @staticmethod
     def from_json(data: bytes, source: str) -> "Index":
@@ -148,13 +152,15 @@ class Index:
             source: its path or URL, for messages.
 
         Raises:
-            UserError: it is not an index, is of a newer version, or contradicts itself.
+            UserError: it is not an index, is of a newer version, is not what was written, or
+                contradicts itself.
         """
         try:
-            document = json.loads(data)
+            document = _checked(data)
             if document["format"] != _FORMAT:
                 raise ValueError(f"format {document['format']!r} instead of {_FORMAT!r}")
-            if document["version"] != _VERSION:
+            expected = _VERSION if "checksum" in document else _UNSIGNED_VERSION
+            if document["version"] != expected:
                 raise ValueError(
                     f"format version {document['version']!r}, this flatdepth reads {_VERSION}"
                 )
@@ -169,7 +175,9 @@ class Index:
             RecursionError,
         ) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{source} is not a usable shard index ({what}); pack again") from error
+            raise UserError(
+                f"{source} is not a usable shard index ({what}); copy or pack it again"
+            ) from error
         return index
 
 
@@ -179,6 +187,32 @@ def canonical_json(document: object) -> bytes:
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return text.encode()
+
+
+def sign(document: Mapping[str, object]) -> bytes:
+    """An index as canonical JSON whose first entry is the SHA-256 of all bytes behind that entry.
+
+    So a reader checks the file's own bytes, without writing it anew.
+    """
+    rest = canonical_json({key: document[key] for key in document if key != "checksum"})[1:] + b"\n"
+    return b'{"checksum":"' + hashlib.sha256(rest).hexdigest().encode() + b'",' + rest
+
+
+def _checked(data: bytes) -> dict[str, Any]:
+    """The document in signed bytes, or in those of a set from before there were signatures.
+
+    Raises:
+        ValueError: the bytes are not those that were signed, or are no JSON object.
+    """
+    signature = _SIGNATURE.match(data)
+    if signature:
+        found = hashlib.sha256(memoryview(data)[signature.end() :]).hexdigest()
+        if found != signature[1].decode():
+            raise ValueError("its checksum differs: it was damaged or edited")
+    document = _mapping(json.loads(data))
+    if not signature and not document.keys() <= _UNSIGNED_KEYS:
+        raise ValueError("its checksum is missing: it was damaged or edited")
+    return document
 
 
 def concatenate(indices: Sequence[Index], request: Mapping[str, object]) -> Index:

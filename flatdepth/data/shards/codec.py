@@ -181,11 +181,11 @@ def decode_frame(raw: RawFrame) -> Frame:
     """Decode an RGB-D frame.
 
     Raises:
-        BadFrame: its bytes are damaged, or image and depth differ in shape.
-        ValueError: it is a picture without depth and intrinsics.
+        BadFrame: its bytes are damaged, image and depth differ in shape, or it has no depth or no
+            intrinsics.
     """
     if raw.depth is None or raw.K_px is None:
-        raise ValueError(f"{raw.key} is a picture without depth")
+        raise BadFrame("no depth or no intrinsics")
     image = decode_image(raw.image)
     if raw.depth.codes.shape != image.shape[:2]:
         shapes = f"{raw.depth.codes.shape} and {image.shape[:2]}"

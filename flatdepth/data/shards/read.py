@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsIndex
@@ -16,13 +17,14 @@ from typing import Any, SupportsIndex
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from flatdepth.data.shards import DEPTH_EXT, IMAGE_EXTS, INDEX_NAME, JSON_EXT, WORK_DIR, Index
-from flatdepth.data.shards.codec import decode_depth
+from flatdepth.data.shards.codec import decode_depth, decode_frame, decode_image
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.resources import demo_file
-from flatdepth.types import RawFrame
+from flatdepth.types import Frame, RawFrame
 
 ATTEMPTS = 5
 """How often a remote read is tried before it counts as failed."""
@@ -122,8 +124,30 @@ class ShardSet:
             UserError: its shard is missing, truncated or damaged at this sample.
         """
         i = int(i)
-        try:
+        with self._named(i):
             return raw_frame(self.keys[i], self.members(i))
+
+    def frame(self, i: SupportsIndex) -> Frame:
+        """Sample ``i`` of a set of frames, decoded.
+
+        Raises:
+            UserError: as ``read``, or its members do not decode or fit together.
+        """
+        raw = self.read(i)
+        with self._named(int(i)):
+            return decode_frame(raw)
+
+    def image(self, i: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:
+        """The image of sample ``i`` alone, decoded to 8-bit sRGB. Raises UserError as ``frame``."""
+        raw = self.read(i)
+        with self._named(int(i)):
+            return decode_image(raw.image)
+
+    @contextmanager
+    def _named(self, i: int) -> Iterator[None]:
+        """Within, that sample ``i`` cannot be used is a UserError that names it."""
+        try:
+            yield
         except BadFrame as error:
             raise UserError(
                 f"{self.shard_path(int(self.index.shard[i]))}: sample {self.keys[i]} is damaged "

@@ -29,7 +29,7 @@ def frame_of(sample: Mapping[str, Any]) -> Frame:
     parts = {ext: data for ext, data in sample.items() if isinstance(data, bytes)}
     try:
         return decode_frame(raw_frame(sample["__key__"], parts))
-    except (BadFrame, ValueError) as error:
+    except BadFrame as error:
         raise UserError(
             f"{sample['__url__']}: sample {sample['__key__']} is not a whole frame with depth "
             f"({error}); take a set of RGB-D frames that flatdepth pack wrote, or copy it again"

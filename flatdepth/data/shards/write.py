@@ -229,7 +229,7 @@ class SetWriter:
         if begun is None:
             out.write(_REQUEST, canonical_json(request))
         else:
-            refuse_other_request(out.url, json.loads(begun), request, finished=False)
+            refuse_other_request(out.url, _begun_request(begun, out.url), request, finished=False)
         out.discard_temporaries()
         self._records = self._find_records()
         self.next_item = self._records[-1].next_item if self._records else 0
@@ -295,15 +295,28 @@ class SetWriter:
         self._skips = []
 
     def _find_records(self) -> "list[_Record]":
-        """Records of the finished shards up to the first that is missing or of another size."""
+        """Records of the finished shards up to the first that is missing, damaged or of another
+        size; that shard is packed again."""
         records: list[_Record] = []
         while (data := self._out.read(_record_name(len(records)))) is not None:
             record = _Record.from_bytes(data, f"{self._out.url}/{_record_name(len(records))}")
+            if record is None:
+                break
             (shard,) = record.index.shards
             if self._out.size(shard.name) != shard.bytes:
                 break
             records.append(record)
         return records
+
+
+def _begun_request(data: bytes, url: str) -> dict[str, object]:
+    try:
+        begun: dict[str, object] = dict(json.loads(data))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{url}/{_REQUEST} is damaged; delete {url}/{WORK_DIR} to pack the set from its start"
+        ) from error
+    return begun
 
 
 def refuse_other_request(
@@ -405,11 +418,16 @@ class _Record:
             "next_item": self.next_item,
             "skips": [[skip.key, skip.reason, skip.detail] for skip in self.skips],
         }
-        return json.dumps(head).encode() + b"\n" + self.index.to_json()
+        content = json.dumps(head).encode() + b"\n" + self.index.to_json()
+        return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
     @staticmethod
-    def from_bytes(data: bytes, source: str) -> "_Record":
-        first, rest = data.split(b"\n", 1)
+    def from_bytes(data: bytes, source: str) -> "_Record | None":
+        """The record in its bytes, None if these are not what was written."""
+        sha256, _, content = data.partition(b"\n")
+        if hashlib.sha256(content).hexdigest().encode() != sha256:
+            return None
+        first, rest = content.split(b"\n", 1)
         head = json.loads(first)
         return _Record(
             next_item=head["next_item"],
