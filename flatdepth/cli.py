@@ -7,20 +7,23 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from jsonargparse import (
     ArgumentError,
     ArgumentParser,
     DefaultHelpFormatter,
+    Namespace,
     set_parsing_settings,
 )
 
 from flatdepth.errors import UserError
 from flatdepth.resources import config_file
+from flatdepth.untrusted import parse_yaml
 
 Config = TypeVar("Config")
 
@@ -86,7 +89,8 @@ def parse_config(
     FILE may be the name of a packaged configuration, see ``resources.config_file``.
 
     Raises:
-        UserError: an unknown key, a value of the wrong type or one that the dataclass refuses.
+        UserError: an unknown key, a value of the wrong type or one that the dataclass refuses, or a
+            file that is no YAML.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
@@ -102,7 +106,10 @@ def parse_config(
     keys = sorted(vars(parser.get_defaults().as_flat()).keys() - {"config"})
     arguments = _with_config_files(arguments)
     try:
-        config = parser.instantiate(parser.parse_args(arguments))
+        parsed = parser.parse_args(arguments)
+        if null := next(_nulls(kind, parsed), ""):
+            raise UserError(f"{null}: expected a value, found null; leave it out for the default")
+        config = parser.instantiate(parsed)
     except ArgumentError as error:
         files = [arg for arg in arguments if arg.endswith((".yaml", ".yml", ".json"))]
         given = [arg.removeprefix("--").partition("=")[0] for arg in arguments if arg[:2] == "--"]
@@ -118,12 +125,35 @@ def _with_config_files(arguments: Sequence[str]) -> list[str]:
     result: list[str] = []
     for argument in arguments:
         if result and result[-1] == "--config":
-            result.append(config_file(argument))
+            result[-1] = f"--config={_checked_file(argument)}"
         elif argument.startswith("--config="):
-            result.append(f"--config={config_file(argument.removeprefix('--config='))}")
+            result.append(f"--config={_checked_file(argument.removeprefix('--config='))}")
         else:
             result.append(argument)
     return result
+
+
+def _checked_file(name: str) -> str:
+    """The configuration file of that name, if it is YAML that can be read without harm."""
+    path = config_file(name)
+    try:
+        parse_yaml(Path(path).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not a configuration in YAML ({error})") from error
+    except OSError:
+        pass  # jsonargparse says what it expects
+    return path
+
+
+def _nulls(kind: Any, values: Namespace, prefix: str = "") -> Iterator[str]:
+    """The keys that are null and may not be; jsonargparse lets them pass in a file's groups."""
+    for name, hint in get_type_hints(kind).items():
+        value, (inner, *_) = values.get(name, ...), get_args(hint) or (hint,)
+        if value is None and type(None) not in get_args(hint):
+            yield prefix + name
+        elif is_dataclass(inner) and value is not ...:
+            for entry in value if isinstance(value, list) else [value]:
+                yield from _nulls(inner, entry, f"{prefix}{name}.")
 
 
 def plain_text(message: str) -> str:

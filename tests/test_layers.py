@@ -8,7 +8,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "flatdepth"
 
 LAYERS = (
-    "types errors geometry resources",
+    "types errors geometry resources untrusted",
     "cli config",
     "rooms",
     "augment",

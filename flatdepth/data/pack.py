@@ -56,6 +56,7 @@ from flatdepth.data.shards.write import (
 )
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.types import DepthCodes, RawFrame
+from flatdepth.untrusted import parse_json
 
 LOOKED_AT = 16
 """Frames of a packed set whose depths are summed up."""
@@ -629,8 +630,8 @@ def _summary(
 ) -> PackSummary:
     try:
         lines = (output.read(SKIPPED_NAME) or b"").splitlines()
-        damaged = sum(bool(json.loads(line)["detail"]) for line in lines)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        damaged = sum(bool(parse_json(line)["detail"]) for line in lines)
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{output.url}/{SKIPPED_NAME} is damaged; delete it (it only lists what was left out), "
             "or copy it again"

@@ -34,6 +34,7 @@ from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
 from flatdepth.show.pictures import FLAT_COLOUR, REGION_COLOURS, write_atomic
 from flatdepth.types import ALL_METRICS, REGIONS
+from flatdepth.untrusted import parse_json
 
 FORMAT = 1
 KIND = "flatdepth cross-validation"
@@ -262,8 +263,11 @@ def _finished(run: Path) -> Mapping[str, Any] | None:
     path = run / "metrics.json"
     if not path.is_file():
         return None
-    record: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
-    return record if record["finished"] else None
+    try:
+        record: Mapping[str, Any] = parse_json(path.read_bytes())
+        return record if record["finished"] else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged; delete {run} to run it again") from error
 
 
 def _launch(config: Path, options: str) -> None:

@@ -17,6 +17,7 @@ from flatdepth.judge.protocol import describe_alignment
 from flatdepth.judge.scoring import Contender, Domain, Figure, Request, Table, Verdict
 from flatdepth.show.pictures import write_atomic
 from flatdepth.types import ALL_METRICS, REGIONS
+from flatdepth.untrusted import parse_json
 
 FORMAT = 1
 KIND = "flatdepth evaluation"
@@ -259,7 +260,7 @@ def check_target(path: Path, overwrite: bool) -> None:
 
 def _is_ours(path: Path) -> bool:
     try:
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(document, dict) and document.get("kind") == KIND

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -20,6 +19,7 @@ from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import read_metadata
 from flatdepth.show.pictures import write_atomic
 from flatdepth.types import METRICS, METRICS_FORMAT
+from flatdepth.untrusted import parse_json, parse_yaml
 
 Layout = Literal["files", "transformers"]
 
@@ -63,14 +63,14 @@ def read_run(run: Path) -> RunRecord:
         if not (run / name).is_file():
             raise UserError(f"{run} holds no {name}; give a run directory, such as runs/NAME")
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
-        metrics = json.loads((run / "metrics.json").read_text("utf-8"))
+        config = parse_yaml((run / "config.yaml").read_bytes())
+        metrics = parse_json((run / "metrics.json").read_bytes())
         version = metrics["format"]
         _ = [(entry["step"], entry["label"], entry["table"]) for entry in metrics["evaluations"]]
         _ = [entry["path"] for entry in config["data"]["train"]]
         _ = [config["name"], config["data"]["val"], config["data"]["art"], metrics["protocol"]]
         _ = [config["data"]["height"], config["data"]["width"], config["model"]["checkpoint"]]
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"{run} does not hold the config.yaml and metrics.json of a training run ({reason}); "

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-import yaml
 from jaxtyping import UInt8
 from matplotlib.figure import Figure as Plot
 from PIL import Image
@@ -56,6 +55,7 @@ from flatdepth.show.run_page import (
 )
 from flatdepth.training.memory import CONTEXT_BYTES, gib, simulate
 from flatdepth.types import ALL_METRICS
+from flatdepth.untrusted import parse_yaml
 
 COLOURS = ("#2b66b1", "#d55e00", "#009e73", "#cc79a7", "#8c6d1f", "#5b8db8")
 ERROR_LIMIT = 0.5
@@ -320,8 +320,8 @@ def _settings(entries: Sequence[_Entry]) -> list[tuple[str, list[str]]] | None:
 
 def _parsed(text: str) -> Mapping[str, Any]:
     try:
-        parsed = yaml.safe_load(text)
-    except yaml.YAMLError:
+        parsed = parse_yaml(text.encode())
+    except ValueError:
         return {}
     return parsed if isinstance(parsed, dict) else {}
 

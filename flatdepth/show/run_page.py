@@ -9,7 +9,6 @@ A run directory holds ``metrics.json``, ``config.yaml``, ``history.jsonl`` and
 """
 
 import io
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from flatdepth.errors import UserError
 from flatdepth.show.html import write_page
 from flatdepth.show.pictures import FLAT_COLOUR, REGION_COLOURS, loss_curve
 from flatdepth.types import ALL_METRICS, METRICS_FORMAT, Metric
+from flatdepth.untrusted import parse_json
 
 _HISTORY = ("step", "loss", "lr", "grad_norm", "images_per_s", "data_wait_share")
 _WEBP_LIMIT = (16383, 16383)
@@ -124,7 +124,7 @@ def _read_metrics(run: Path, notes: list[str], **parts: Any) -> Run:
     if not path.is_file():
         return Run(run.resolve().name, notes=["There is no metrics.json yet.", *notes], **parts)
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = parse_json(path.read_bytes())
         if record["format"] != METRICS_FORMAT:
             raise UserError(
                 f"{path} has format {record['format']!r}, this version reads {METRICS_FORMAT}; "
@@ -169,7 +169,7 @@ def _read_history(path: Path, notes: list[str]) -> list[Mapping[str, Any]]:
     unreadable = 0
     for line in path.read_text("utf-8", "replace").splitlines():
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             step = int(record["step"])
         except (KeyError, TypeError, ValueError, OverflowError):
             unreadable += 1

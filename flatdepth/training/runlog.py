@@ -38,6 +38,7 @@ from flatdepth.show.pictures import save_png, write_atomic
 from flatdepth.show.run_page import write_report
 from flatdepth.training.state import Progress, writing
 from flatdepth.types import METRICS_FORMAT
+from flatdepth.untrusted import parse_json
 
 SHOWN_REGIONS = ("clean", "background", "flat", "mirror", "art", "frame")
 
@@ -219,9 +220,9 @@ def _keep_history(path: Path, last_step: int) -> None:
     lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            if int(json.loads(line)["step"]) > last_step:
+            if int(parse_json(line)["step"]) > last_step:
                 break
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             if number == len(lines):
                 break
             raise UserError(

@@ -33,6 +33,7 @@ from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
 from flatdepth.training.ema import Ema
 from flatdepth.types import ALL_METRICS
+from flatdepth.untrusted import parse_json
 
 FORMAT = 2
 STATE_FILE = "state.json"
@@ -347,7 +348,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         UserError: it is damaged or of another format.
     """
     try:
-        document: dict[str, Any] = json.loads((path / STATE_FILE).read_text("utf-8"))
+        document: dict[str, Any] = parse_json((path / STATE_FILE).read_bytes())
         if document["format"] != FORMAT:
             raise UserError(
                 f"{path}: checkpoint format {document['format']!r}, this version reads {FORMAT}; "
@@ -355,7 +356,7 @@ def _read_state(path: Path) -> dict[str, Any]:
             )
         if document["sha256"] != _own_sha256(document):
             raise ValueError("its checksum differs")
-    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         raise _damaged(path, STATE_FILE) from error
     return document
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatdepth.errors import UserError
+from flatdepth.untrusted import parse_json
 
 INDEX_NAME = "index.json"
 SKIPPED_NAME = "skipped.jsonl"
@@ -166,14 +167,7 @@ class Index:
                 )
             index = _parse(document)
             _check(index)
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{source} is not a usable shard index ({what}); copy or pack it again"
@@ -209,7 +203,7 @@ def _checked(data: bytes) -> dict[str, Any]:
         found = hashlib.sha256(memoryview(data)[signature.end() :]).hexdigest()
         if found != signature[1].decode():
             raise ValueError("its checksum differs: it was damaged or edited")
-    document = _mapping(json.loads(data))
+    document = _mapping(parse_json(data))
     if not signature and not document.keys() <= _UNSIGNED_KEYS:
         raise ValueError("its checksum is missing: it was damaged or edited")
     return document

@@ -1,7 +1,6 @@
 """Reading shard sets: any sample of any shard in one range read, local or remote."""
 
 import io
-import json
 import math
 import os
 import sys
@@ -25,6 +24,7 @@ from flatdepth.data.shards.codec import decode_depth, decode_frame, decode_image
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.resources import demo_file
 from flatdepth.types import Frame, RawFrame
+from flatdepth.untrusted import parse_json
 
 ATTEMPTS = 5
 """How often a remote read is tried before it counts as failed."""
@@ -293,7 +293,7 @@ def raw_frame(key: str, parts: Mapping[str, bytes]) -> RawFrame:
     """
     try:
         (image_ext,) = (ext for ext in IMAGE_EXTS if ext in parts)
-        about: dict[str, Any] = json.loads(parts[JSON_EXT])
+        about: dict[str, Any] = parse_json(parts[JSON_EXT])
         if about["key"] != key:
             raise ValueError(f"key {about['key']!r}")
         depth = decode_depth(parts[DEPTH_EXT], about["depth"]) if DEPTH_EXT in parts else None

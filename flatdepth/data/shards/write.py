@@ -41,6 +41,7 @@ from flatdepth.data.shards.codec import depth_meta, encode_depth
 from flatdepth.data.shards.read import is_intrinsics, resolve
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.types import RawFrame
+from flatdepth.untrusted import parse_json
 
 _REQUEST = f"{WORK_DIR}/request.json"
 
@@ -311,8 +312,8 @@ class SetWriter:
 
 def _begun_request(data: bytes, url: str) -> dict[str, object]:
     try:
-        begun: dict[str, object] = dict(json.loads(data))
-    except (ValueError, TypeError, RecursionError) as error:
+        begun: dict[str, object] = dict(parse_json(data))
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{url}/{_REQUEST} is damaged; delete {url}/{WORK_DIR} to pack the set from its start"
         ) from error
