@@ -5,6 +5,7 @@ Mistakes are ``flatdepth.errors.UserError``, as on the command line.
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,16 +181,21 @@ def load(
     """Load weights to predict with.
 
     Args:
-        checkpoint: a ``.pth`` or ``.safetensors`` file, a folder in the layout of transformers, or
-            a Hugging Face Hub id.
+        checkpoint: a weight file, its folder or a Hugging Face Hub id, as
+            ``models.checkpoint.read_weights`` takes them.
         kind, max_depth_m: what the file holds, for one that does not say it.
         device: such as ``"cpu"``; by default a GPU if there is one.
 
     Raises:
         UserError: the file cannot be had or read, or does not say what it holds.
+
+    Warns:
+        UserWarning: something makes it doubtful that the file is what it is taken for.
     """
     where = best_device() if device is None else torch.device(device)
-    model, _ = open_model(os.fspath(checkpoint), kind=kind, max_depth_m=max_depth_m)
+    model, report = open_model(os.fspath(checkpoint), kind=kind, max_depth_m=max_depth_m)
+    for doubt in report.doubts:
+        warnings.warn(f"{report.source}: {doubt}", stacklevel=2)
     return Predictor(model.to(where), where)
 
 

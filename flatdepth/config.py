@@ -365,7 +365,8 @@ class ModelConfig:
     """Largest depth that a metric model can say, in metres (20 indoors, 80 outdoors); farther
     truth is not valid."""
     checkpoint: str | None = None
-    """Weights to start from: a .pth or .safetensors file, or a hub id. Null: random weights."""
+    """Weights to start from: a file (.safetensors, .pth, .pt, .ckpt, .bin), its folder or a hub id.
+    Null: random weights."""
     head: Literal["keep", "fresh"] = "keep"
     """Whether the checkpoint's head is used or initialised anew."""
     freeze: Literal["none", "encoder", "head"] = "none"

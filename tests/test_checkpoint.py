@@ -1,5 +1,6 @@
 """Weight files: round trips, every recognised layout, every refusal by its message."""
 
+import argparse
 import copy
 import json
 import pickle
@@ -11,18 +12,32 @@ import huggingface_hub
 import pytest
 import safetensors
 import torch
+from accelerate import Accelerator
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import flatdepth
+from flatdepth.__main__ import run
+from flatdepth.config import DataConfig, ModelConfig, SetConfig, TrainConfig
 from flatdepth.errors import UserError
-from flatdepth.models.checkpoint import load_weights, open_model, read_metadata, save_weights
+from flatdepth.models.checkpoint import (
+    INDEX,
+    load_weights,
+    open_model,
+    read_metadata,
+    read_weights,
+    save_weights,
+)
 from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, EncoderSpec
 from flatdepth.models.huggingface import to_huggingface
-from tests.conftest import REPOSITORY
+from flatdepth.training.loop import build_model
+from tests.conftest import REPOSITORY, TinySets
+
+IMAGES = str(REPOSITORY / "tests" / "data" / "rgbd" / "redwood" / "image")
 
 TOTAL = 155
 """Tensors of ``vitt``: 5 + 6 blocks of 14 + 2 of the final norm + 64 of the head."""
@@ -203,10 +218,7 @@ def in_wrapper(tensors: dict[str, Tensor]) -> object:
         ),
         (
             lambda tensors: {f"module._orig_mod.{name}": t for name, t in tensors.items()},
-            (
-                "took the prefix 'module.' off every name",
-                "took the prefix '_orig_mod.' off every name",
-            ),
+            ("took the prefix 'module._orig_mod.' off every name",),
         ),
         (lambda tensors: {"state_dict": tensors}, ("took the entry 'state_dict'",)),
         (
@@ -234,6 +246,120 @@ def test_wrappers_are_taken_off_and_reported(
     assert "loaded 155 of 155 tensors" in text
     assert "latest.pth" in text
     assert all(note in text for note in notes)
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: t for name, t in tensors.items()}
+
+
+LIGHTNING = {"epoch": 1, "loops": {}, "optimizer_states": [], "hyper_parameters": {"lr": 0.1}}
+OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}
+LOSS = {"loss.lpips.weight": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("file", "wrap", "notes"),
+    [
+        (
+            "epoch=1-step=20.ckpt",
+            lambda t: {**LIGHTNING, "state_dict": prefixed(t, "model.") | LOSS},
+            (
+                "took the entry 'state_dict' and left 'epoch', 'loops', 'optimizer_states', ...",
+                "took the prefix 'model.' off every name and left loss.lpips.weight",
+            ),
+        ),
+        (
+            "last.ckpt",
+            lambda t: {"state_dict": prefixed(to_huggingface(t), "net._orig_mod."), **LIGHTNING},
+            (
+                "took the entry 'state_dict' and left 'epoch', 'loops', 'optimizer_states', ...",
+                "took the prefix 'net._orig_mod.' off every name",
+                "renamed the tensors from the layout of transformers",
+            ),
+        ),
+        *(
+            (
+                "last.pt",
+                lambda t, entry=entry: {"optimizer": OPTIMIZER, entry: t},
+                (f"took the entry {entry!r} and left 'optimizer'",),
+            )
+            for entry in ("ema", "model_ema", "teacher", "student", "params", "weights")
+        ),
+        (
+            "pytorch_model.bin",
+            lambda t: {"trainer": {"state": {"network": prefixed(t, "depth_anything.")}}},
+            (
+                "took the entry 'trainer'",
+                "took the entry 'state'",
+                "took the entry 'network'",
+                "took the prefix 'depth_anything.' off every name",
+            ),
+        ),
+        ("mixed.pth", lambda t: {"epoch": 3, **t}, ("left 'epoch'",)),
+    ],
+)
+def test_the_network_is_found_in_what_trainings_save(
+    file: str,
+    wrap: Callable[[dict[str, Tensor]], object],
+    notes: Sequence[str],
+    tmp_path: Path,
+) -> None:
+    torch.save(wrap(state(3)), tmp_path / file)
+    weights = read_weights(str(tmp_path / file))
+    assert weights.unwrapped == tuple(notes)
+    assert weights.tensors.keys() == state(3).keys()
+    assert all(torch.equal(weights.tensors[name], t) for name, t in state(3).items())
+
+
+def compiled_inside(model: DepthAnythingV2) -> nn.Module:
+    model.pretrained.blocks[1] = torch.compile(model.pretrained.blocks[1])
+    return model
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel, torch.compile, compiled_inside])
+def test_what_torch_puts_around_modules_is_taken_off(
+    wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    model = make()
+    model.load_state_dict(state(3))
+    torch.save(wrap(model).state_dict(), tmp_path / "last.pth")
+    weights = read_weights(str(tmp_path / "last.pth"))
+    assert weights.tensors.keys() == state(3).keys()
+    assert all(torch.equal(weights.tensors[name], t) for name, t in state(3).items())
+
+
+@pytest.mark.parametrize(
+    ("networks", "taken"),
+    [
+        (("model", "ema"), "ema"),
+        (("state_dict_ema", "state_dict"), "state_dict_ema"),
+        (("teacher", "student"), "student"),
+        (("params", "teacher", "swa_params"), "swa_params"),
+        (("generator", "model"), "generator"),
+    ],
+)
+def test_of_several_networks_one_is_preferred_and_named(
+    networks: Sequence[str], taken: str, tmp_path: Path
+) -> None:
+    seeds = {name: seed for seed, name in enumerate(networks, start=3)}
+    content = {name: state(seed) for name, seed in seeds.items()}
+    # A network without a head, such as one that features are compared with, never goes first.
+    torch.save({"ema_features": encoder_of(state(9)), **content}, tmp_path / "last.pth")
+    model = make()
+    report = load_weights(model, str(tmp_path / "last.pth"))
+    assert holds(model, state(seeds[taken]))
+    assert f"of the networks {', '.join(networks)} took {taken}; took the entry" in str(report)
+
+
+def test_networks_side_by_side_in_one_dict_are_told_apart(tmp_path: Path) -> None:
+    both = prefixed(state(3), "model.") | prefixed(state(4), "model_ema.module.")
+    torch.save({"state_dict": both}, tmp_path / "last.ckpt")
+    weights = read_weights(str(tmp_path / "last.ckpt"))
+    assert all(torch.equal(weights.tensors[name], t) for name, t in state(4).items())
+    assert weights.unwrapped[0] == (
+        "of the networks state_dict.model, state_dict.model_ema.module took "
+        "state_dict.model_ema.module"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -275,6 +401,15 @@ def test_the_layout_of_transformers_is_read(kind: str, tmp_path: Path) -> None:
     report = load_weights(model, str(path))
     assert holds(model, source.state_dict())
     assert report.unwrapped == ("renamed the tensors from the layout of transformers",)
+
+
+def test_the_teacher_of_dinov2_is_an_encoder(tmp_path: Path) -> None:
+    teacher = encoder_of(state(5), "backbone.") | {"dino_head.mlp.0.weight": torch.zeros(2)}
+    torch.save({"teacher": teacher}, tmp_path / "teacher_checkpoint.pth")
+    model = make()
+    report = load_weights(model, str(tmp_path / "teacher_checkpoint.pth"), head="fresh")
+    assert holds(model, encoder_of(state(5)))
+    assert "'backbone.' off every name and left dino_head.mlp.0.weight" in str(report)
 
 
 def test_the_encoder_of_transformers_needs_a_fresh_head(tmp_path: Path) -> None:
@@ -392,12 +527,27 @@ def test_a_strange_file_matches_nothing(tmp_path: Path) -> None:
     [
         ({}, "expected a dict of named tensors, found an empty dict"),
         ([torch.zeros(2)], "expected a dict of named tensors, found list"),
-        ({"epoch": 3, "weights": {}}, "found int at 'epoch'"),
+        ({"epoch": 3, "weights": {}}, "found a dict of 'epoch': int, 'weights': dict"),
     ],
 )
 def test_other_contents_are_named(content: object, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pth")
     refused(message, tmp_path / "other.pth")
+
+
+def test_the_metric_models_of_version_1_are_not_taken_for_version_2(tmp_path: Path) -> None:
+    """Their tensors are named alike inside ZoeDepth's ``core.core``; their head reads others."""
+    torch.save({"model": prefixed(state(), "core.core.")}, tmp_path / "indoor.pt")
+    refused(r"none of its 155 tensors .* found core\.core\.pretrained", tmp_path / "indoor.pt")
+
+
+def test_dicts_that_hold_themselves_are_looked_into_once(tmp_path: Path) -> None:
+    content: dict[str, object] = {}
+    content |= {"model": content, "copy": {"model": content}}
+    torch.save(content, tmp_path / "ring.pth")
+    refused(
+        "expected a dict of named tensors, found a dict of 'model': dict", tmp_path / "ring.pth"
+    )
 
 
 class Bomb:
@@ -408,10 +558,52 @@ class Bomb:
 def test_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": Bomb()}, tmp_path / "bomb.pth")
-    refused("Python objects besides tensors.*could run code", tmp_path / "bomb.pth")
+    message = r"holds getattr besides tensors.*could run code.*save its state dict alone"
+    refused(message, tmp_path / "bomb.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Bomb(), protocol=2))
-    refused("Python objects besides tensors", tmp_path / "bare.pth")
+    refused(message, tmp_path / "bare.pth")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (
+            {"state_dict": {}, "hyper_parameters": argparse.Namespace(lr=1e-4)},
+            [],
+            "holds argparse.Namespace besides tensors, and only tensors are loaded because "
+            "anything else could run code; where you trust the file, save its state dict alone, as "
+            "in torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')",
+        ),
+        ({"epoch": 3}, [], "found a dict of 'epoch': int; save the model's state dict"),
+        ("relative", ["--kind=metric", "--max_depth_m=20"], "a relative model read as metric"),
+        ("metric", ["--kind=relative"], "a metric model read as relative; set kind to metric"),
+    ],
+)
+def test_every_command_refuses_a_file_by_the_same_sentence(
+    content: object, options: list[str], message: str, tmp_path: Path, tiny_sets: TinySets
+) -> None:
+    if isinstance(content, str):
+        content = constant({"relative": 8.8, "metric": -2.6}[content])
+    file = str(tmp_path / "last.ckpt")
+    torch.save(content, file)
+    said = dict(option.removeprefix("--").split("=") for option in options)
+    model = ModelConfig(encoder="vitt", checkpoint=file, kind=said.get("kind", "metric"))
+    config = TrainConfig(data=DataConfig(train=[SetConfig(path="none")]), model=model)
+    calls: list[Callable[[], object]] = [
+        lambda: build_model(config, Accelerator(cpu=True)),
+        lambda: run(["predict", "--checkpoint", file, IMAGES, f"--out={tmp_path}/out", *options]),
+        lambda: run(["evaluate", "--checkpoint", file, f"--data={tiny_sets.rooms}", *options]),
+        lambda: run(["checkpoint", "verify", file, *options]),
+    ]
+    refusals = []
+    for call in calls:
+        with pytest.raises(UserError) as caught:
+            call()
+        refusals.append(str(caught.value))
+    assert len(set(refusals)) == 1, refusals
+    assert message in refusals[0]
+    assert "\n" not in refusals[0]
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -439,9 +631,9 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     refused("no such file; give a weight file or a hub id", tmp_path / "gone.pth")
     refused("no such file", "weights/gone.pth")
     refused("no such file", "gone")
-    refused("is a folder; name the .pth or .safetensors file", tmp_path)
-    (tmp_path / "model.ckpt").write_bytes(b"")
-    refused(r"expected a \.pth or \.safetensors file, found model\.ckpt", tmp_path / "model.ckpt")
+    refused("expected one .* in it, found no weight file; name the file as in", tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    refused(r"ends in \.safetensors, \.pth, .*\.ckpt.*found model\.onnx", tmp_path / "model.onnx")
 
 
 # The constant prediction of weights that are read as the other kind.
@@ -576,14 +768,90 @@ def test_the_official_names_say_what_the_files_do_not(
         assert (model.kind, far is None or model.max_depth_m == far) == (kind, True)
         assert "Its official name says: " in str(report)
     wrong = str(tmp_path / "depth_anything_v2_metric_vkitti_vits.pth")
-    with pytest.raises(UserError, match=r"max_depth_m is 80\.0 by the file's official name"):
-        load_weights(make(0, "vits"), wrong)
+    report = load_weights(make(0, "vits"), wrong)
+    assert "max_depth_m is 80.0 by the file's official name but 20.0" in report.doubts[0]
+    assert "Doubtful: max_depth_m is 80.0" in str(report)
+    assert open_model(wrong, max_depth_m=20.0)[1].doubts == report.doubts
+    with pytest.raises(UserError, match=r"found vits \(width 48, 5 blocks\); set encoder to vits"):
+        load_weights(make(), wrong)
     torch.save(constant(8.8, "vits"), wrong)
     with pytest.raises(UserError, match="weights of a relative model read as metric"):
         open_model(wrong)
     torch.save(tensors, tmp_path / "depth_anything_vits14.pth")
     with pytest.raises(UserError, match="a file of Depth Anything version 1"):
         open_model(str(tmp_path / "depth_anything_vits14.pth"))
+
+
+# Folders.
+
+
+def shard(folder: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Write tensors as two files and their index; gives which file each is in."""
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    halves = dict(zip(names, (sorted(tensors)[::2], sorted(tensors)[1::2]), strict=True))
+    for file, half in halves.items():
+        save_file({name: tensors[name] for name in half}, folder / file)
+    places = {name: file for file, half in halves.items() for name in half}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return places
+
+
+def test_a_folder_means_what_its_index_names(tmp_path: Path) -> None:
+    shard(tmp_path, state(3))
+    for source in (tmp_path, tmp_path / INDEX):
+        weights = read_weights(str(source))
+        assert weights.tensors.keys() == state(3).keys()
+        assert all(torch.equal(weights.tensors[name], t) for name, t in state(3).items())
+        sizes = [path.stat().st_size for path in tmp_path.glob("*-of-*")]
+        assert weights.file_bytes == sum(sizes)
+    save_file(state(4), tmp_path / "model.safetensors")
+    weights = read_weights(str(tmp_path))
+    assert all(torch.equal(weights.tensors[name], t) for name, t in state(4).items())
+
+
+def test_a_folder_with_one_weight_file_means_that(tmp_path: Path) -> None:
+    torch.save(state(3), tmp_path / "last.ckpt")
+    (tmp_path / "hparams.yaml").touch()
+    assert read_weights(str(tmp_path)).path == tmp_path / "last.ckpt"
+
+
+FIRST = "model-00001-of-00002.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / FIRST).unlink(), f"{FIRST}, which {INDEX} names, is missing"),
+        (lambda folder: (folder / FIRST).write_bytes(b"x"), f"{FIRST} cannot be read"),
+        (
+            lambda folder: save_file({"other": torch.zeros(1)}, folder / FIRST),
+            f"{FIRST} and {INDEX} do not name the same tensors",
+        ),
+        (
+            lambda folder: (folder / INDEX).write_text('{"weight_map": {"a": "../a.safetensors"}}'),
+            "names of .safetensors files in its own folder, found '../a.safetensors' for a",
+        ),
+        (
+            lambda folder: (folder / INDEX).write_text('{"weight_map": {"a": "a.pth"}}'),
+            "found 'a.pth' for a",
+        ),
+        (lambda folder: (folder / INDEX).write_text("[1]"), "weight_map .* found none"),
+        (lambda folder: (folder / INDEX).write_text("[" * 10**5), "cannot be read"),
+        (
+            lambda folder: (folder / INDEX).write_bytes(b" " * (2**24 + 1)),
+            "larger than 16 MiB",
+        ),
+    ],
+)
+def test_a_damaged_index_is_one_sentence(
+    spoil: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    shard(folder, state(3))
+    save_file(state(3), tmp_path / "a.safetensors")
+    spoil(folder)
+    refused(message, folder)
 
 
 # Metadata.
@@ -698,11 +966,19 @@ def test_the_sidecar_comes_along_from_the_hub(hub: Path) -> None:
     refused("max_depth_m is 80.0 in the file", "org/depth/fine/model.pth")
 
 
+def test_all_files_of_an_index_come_along_from_the_hub(hub: Path) -> None:
+    shard(hub, state(8))
+    weights = read_weights("org/depth")
+    assert all(torch.equal(weights.tensors[name], t) for name, t in state(8).items())
+    (hub / "model-00002-of-00002.safetensors").unlink()
+    refused(r"model-00002-of-00002\.safetensors, which .* names, is missing", "org/depth")
+
+
 def test_a_choice_of_files_is_left_to_the_user(hub: Path) -> None:
     refused("found no weight file; name the file as in org/depth/FILE", "org/depth")
     for name in ("s.safetensors", "b.safetensors", "l.pth"):
         (hub / name).touch()
-    refused(r"found b\.safetensors, s\.safetensors, l\.pth; name the file", "org/depth")
+    refused(r"found b\.safetensors, l\.pth, s\.safetensors; name the file", "org/depth")
 
 
 def test_an_unreachable_hub_is_one_sentence(

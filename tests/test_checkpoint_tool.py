@@ -229,6 +229,17 @@ def test_targets_that_cannot_be_written(tool: Tool, store: Path, tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.json", "half.pth", half.name]
 
 
+def test_shards_that_transformers_wrote_are_read(tool: Tool, store: Path, tmp_path: Path) -> None:
+    assert tool("export", store / "metric.pth", tmp_path / "whole")[0] == 0
+    theirs = AutoModelForDepthEstimation.from_pretrained(tmp_path / "whole")
+    theirs.save_pretrained(tmp_path / "sharded", max_shard_size="2MB")
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 1
+    model, report = open_model(str(tmp_path / "sharded"))
+    assert report.metadata is not None and report.metadata["format"] == "transformers"
+    assert (model.kind, model.max_depth_m) == ("metric", 20)
+    assert same(model.state_dict(), weights().state_dict())
+
+
 # diff
 
 

@@ -102,7 +102,9 @@ def test_its_header_says_how_to_run_it_and_its_weights_are_of_its_kind(path: Pat
         ("two_nodes", "MULTI_GPU", 2),
     ],
 )
-def test_accelerate_takes_its_launch_config(name: str, kind: str, machines: int) -> None:
+def test_accelerate_takes_its_launch_config(
+    name: str, kind: str, machines: int, caplog: pytest.LogCaptureFixture
+) -> None:
     path = REPOSITORY / "configs" / "accelerate" / f"{name}.yaml"
     config = load_config_from_file(str(path))  # an unknown key is an error
     assert config.distributed_type == kind and config.num_machines == machines
@@ -112,6 +114,7 @@ def test_accelerate_takes_its_launch_config(name: str, kind: str, machines: int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about GPUs that are not there
         arguments, _, _ = _validate_launch_command(arguments)
+    assert "defaults used instead" not in caplog.text
     assert arguments.num_processes == config.num_processes
     assert arguments.use_fsdp == (kind == "FSDP")
     header = path.read_text().split("compute_environment")[0]

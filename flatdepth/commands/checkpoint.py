@@ -6,7 +6,7 @@ flatdepth checkpoint diff A B [--out diff.png] [--json diff.json] [--tensors]
 flatdepth checkpoint blend A B --alpha 0.5 OUT
 flatdepth checkpoint verify FILE [OTHER]
 
-A FILE is a .pth, a .safetensors, a folder in the layout of transformers, or a Hugging Face Hub id.
+A FILE is a .safetensors, .pth, .pt, .ckpt or .bin, its folder, or a Hugging Face Hub id.
 An OUT is NAME.pth, NAME.safetensors, or a folder for Hugging Face transformers.
 """
 

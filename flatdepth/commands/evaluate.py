@@ -73,7 +73,7 @@ def options() -> Parser:
         action="append",
         required=True,
         metavar="FILE",
-        help=".safetensors or .pth file, or hub id; repeat it to compare several with the first",
+        help="weight file, its folder or a hub id; repeat it to compare several with the first",
     )
     add(
         "--kind",

@@ -69,7 +69,7 @@ def parser() -> Parser:
     result = Parser(prog=called("predict"), description=as_called("predict", __doc__))
     add = result.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="image, folder (with all below it) or pattern")
-    add("--checkpoint", required=True, metavar="FILE", help=".safetensors, .pth or a hub id")
+    add("--checkpoint", required=True, metavar="FILE", help="weight file, its folder or a hub id")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the outputs")
     add(
         "--write",

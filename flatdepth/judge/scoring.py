@@ -7,6 +7,7 @@ the figures independent of order and batch size.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -293,7 +294,8 @@ def open_contenders(request: Request, device: torch.device) -> list[Contender]:
     for source, kind, max_depth_m, names in zip(
         request.checkpoints, request.kinds, request.max_depths_m, request.trained_on, strict=True
     ):
-        model = open_model(source, kind=kind, max_depth_m=max_depth_m)[0].to(device)
+        model, report = open_model(source, kind=kind, max_depth_m=max_depth_m)
+        print(report, file=sys.stderr)
         run = run_config(source)
         known = names if names is not None else _run_datasets(run)
         own: Alignment = "metric" if model.kind == "metric" else "scale-shift-inverse"
@@ -307,7 +309,7 @@ def open_contenders(request: Request, device: torch.device) -> list[Contender]:
                 Contender(
                     label=_label(len(contenders)),
                     source=source,
-                    model=model,
+                    model=model.to(device),
                     alignment=alignment,
                     trained_on=known,
                     run=run,

@@ -1,9 +1,11 @@
 """Weight files: loading with an account of what matched, saving in the official layout.
 
-Loading is strict. Wrappers that training scripts add are taken off and reported; anything that
-would leave a tensor of the model unset, or one of the file unused, is an error that says why. What
-a file says about its model (kind, maximum depth, encoder) has to agree with the model; a file that
-does not say it has to predict a rendered room as such a model would (``flatdepth.models.probe``).
+Loading is strict. The network is looked for among what training scripts save beside and around it,
+and what was left or taken off is reported; anything that would leave a tensor of the model unset,
+or one of the network in the file unused, is an error that says why. What a file says about its
+model (kind, maximum depth, encoder) has to agree with the model; a file that does not say it, or
+says it only by its name, has to predict a rendered room as such a model would
+(``flatdepth.models.probe``).
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import huggingface_hub
 import safetensors
@@ -38,6 +40,7 @@ from flatdepth.models.huggingface import (
     read_config,
 )
 from flatdepth.models.probe import check_weights, likely_kind
+from flatdepth.models.unwrap import listed, unwrap
 from flatdepth.resources import demo_file
 
 FORMAT = "flatdepth"
@@ -46,9 +49,14 @@ FORMAT = "flatdepth"
 ENCODER = "pretrained."
 HEAD = "depth_head."
 
-WRAPPERS = ("model", "state_dict")
-PREFIXES = ("module.", "_orig_mod.")
-"""Left on every name by DistributedDataParallel and torch.compile."""
+PICKLED_WEIGHTS = "pytorch_model.bin"
+PICKLES = (".pth", ".pt", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", *PICKLES)
+INDEX = f"{WEIGHTS}.index.json"
+"""Says in which of several files a tensor lies."""
+SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
+MAX_JSON_BYTES = 1 << 24
+"""An index of ViT-L takes 0.05 MB."""
 
 OFFICIAL_NAME = re.compile(
     r"depth_anything_v2(?:_metric_(?P<data>hypersim|vkitti))?_(?P<encoder>vit[sblg])(?:_fp(?:16|32))?"
@@ -93,6 +101,13 @@ class WeightFile:
         return None if self.size is None else sizes.get(self.size)
 
     @property
+    def file_bytes(self) -> int:
+        """Size of the file, or of all that an index names."""
+        is_index = self.path.name == INDEX
+        names = _shards(self.path, self.source) if is_index else (self.path.name,)
+        return sum(self.path.with_name(name).stat().st_size for name in names)
+
+    @property
     def has_head(self) -> bool:
         return any(name.startswith(HEAD) for name in self.tensors)
 
@@ -122,7 +137,7 @@ class LoadReport:
     def __str__(self) -> str:
         sentences = [f"{self.source}: loaded {self.matched} of {self.total} tensors"]
         if self.fresh:
-            sentences.append(f"{len(self.fresh)} kept their initialisation ({_some(self.fresh)})")
+            sentences.append(f"{len(self.fresh)} kept their initialisation ({listed(self.fresh)})")
         if self.unwrapped:
             sentences.append(f"On the way: {'; '.join(self.unwrapped)}")
         if self.metadata is None:
@@ -139,16 +154,17 @@ def read_weights(source: str) -> WeightFile:
     """Read a weight file of any layout that is understood, under the official names.
 
     Args:
-        source: a local ``.pth`` or ``.safetensors`` file, a folder in the layout of transformers,
-            or a Hugging Face Hub id ``org/name`` or ``org/name/path/of/file``. Without a file, the
-            repository's only ``.safetensors`` is taken, else its only ``.pth``.
+        source: a local file whose name ends in one of ``SUFFIXES`` or is ``INDEX``, a folder, or a
+            Hugging Face Hub id ``org/name`` or ``org/name/path/of/file``. Without a file,
+            ``model.safetensors`` is taken, else what its index names, else the only file of the
+            first ending in ``SUFFIXES`` that there is.
 
     Raises:
         UserError: the file cannot be had or read, or holds something else than named tensors.
     """
     path = _locate(source)
     metadata = read_metadata(path)
-    tensors, unwrapped = _unwrap(_read(path, source), source)
+    tensors, unwrapped = unwrap(_read(path, source), source)
     tensors, notes = _as_official_layout(tensors)
     return WeightFile(
         source=source,
@@ -211,7 +227,8 @@ def model_of(
         )
     given = {"kind": kind, "max_depth_m": None if max_depth_m is None else str(float(max_depth_m))}
     for field, value in given.items():
-        if value is not None and field in said and said[field] != value:
+        believed = said.get("format") != "official"
+        if believed and value is not None and field in said and said[field] != value:
             raise UserError(
                 f"{source} says that its {field} is {said[field]}, so {value} would misread it; "
                 f"leave {field} out"
@@ -254,8 +271,7 @@ def guess_kind(weights: WeightFile) -> Kind | None:
 def _load(
     model: DepthAnythingV2, weights: WeightFile, head: Literal["keep", "fresh"]
 ) -> LoadReport:
-    if weights.metadata is not None:
-        _check_metadata(model, weights.source, weights.metadata, head)
+    doubts = _check_metadata(model, weights, head)
     expected = model.state_dict()
     fresh = tuple(name for name in expected if head == "fresh" and name.startswith(HEAD))
     wanted = {name: t for name, t in expected.items() if name not in fresh}
@@ -267,12 +283,11 @@ def _load(
     _check_encoder(model, weights)
     _check_tensors(model, weights, wanted, tensors)
     state = {**expected, **{name: t.to(expected[name]) for name, t in tensors.items()}}
-    doubts: tuple[str, ...] = ()
     said = weights.metadata or {}
     # What we wrote is believed; names and configs of others are soon wrong.
     if head == "keep" and said.get("format") != FORMAT:
-        doubts = check_weights(model, state, weights.source)
-        doubts = () if "max_depth_m" in said else doubts
+        probed = check_weights(model, state, weights.source)
+        doubts += () if "max_depth_m" in said else probed
     model.load_state_dict(state, strict=True)
     return LoadReport(
         source=weights.source,
@@ -339,25 +354,27 @@ def read_metadata(path: Path) -> dict[str, str] | None:
     the original project, whose names are fixed.
 
     Args:
-        path: a ``.safetensors``, or a ``.pth`` whose ``.json`` of the same stem is read.
+        path: a ``.safetensors``, an index, or a pickle whose ``.json`` of the same stem is read.
 
     Raises:
         UserError: the header or the ``.json`` is damaged, or the name is one of version 1.
     """
+    header: object = None
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = file.metadata()
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(_unreadable(str(path), error)) from error
-    else:
+    elif path.suffix in PICKLES:
         header = _read_json(path.with_suffix(".json"))
     if isinstance(header, dict) and header.get("format") == FORMAT:
         return _checked({key: str(header[key]) for key in sorted(header)}, path)
-    if path.name == WEIGHTS:
+    if path.name in (WEIGHTS, INDEX, PICKLED_WEIGHTS):
         config = _read_json(path.with_name(CONFIG))
         if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE:
-            said = {**(header or {}), **read_config(config, str(path)), "format": "transformers"}
+            own = header if isinstance(header, dict) else {}
+            said = {**own, **read_config(config, str(path)), "format": "transformers"}
             return {key: said[key] for key in sorted(said)}
     if VERSION_1_NAME.fullmatch(path.stem):
         raise UserError(
@@ -394,8 +411,10 @@ def _read_json(path: Path) -> object:
     if not path.exists():
         return None
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES >> 20} MiB")
         return json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(_unreadable(str(path), error)) from error
 
 
@@ -403,17 +422,18 @@ def _locate(source: str) -> Path:
     """The local path of a source, downloaded if it is a hub id."""
     path = Path(demo_file(source)).expanduser()
     if path.is_dir():
-        if not (path / WEIGHTS).is_file():
-            raise UserError(f"{source} is a folder; name the .pth or .safetensors file in it")
-        return path / WEIGHTS
-    if not path.is_file():
+        path /= _only_weights(source, (file.name for file in path.iterdir()))
+    elif not path.is_file():
         parts = source.split("/")
         local = source.startswith((".", "/", "~")) or "" in parts or "\\" in source
-        if local or len(parts) < 2 or (len(parts) == 2 and path.suffix in _READERS):
+        if local or len(parts) < 2 or (len(parts) == 2 and path.suffix in SUFFIXES):
             raise UserError(f"{source}: no such file; give a weight file or a hub id like org/name")
         path = _download(source, "/".join(parts[:2]), "/".join(parts[2:]))
-    if path.suffix not in _READERS:
-        raise UserError(f"{source}: expected a {' or '.join(_READERS)} file, found {path.name}")
+    if path.suffix not in SUFFIXES and path.name != INDEX:
+        raise UserError(
+            f"{source}: expected a file that ends in {', '.join(SUFFIXES)} or {INDEX}, found "
+            f"{path.name}"
+        )
     return path
 
 
@@ -421,13 +441,12 @@ def _download(source: str, repo: str, file: str) -> Path:
     try:
         file = file or _only_weights(source, huggingface_hub.list_repo_files(repo))
         path = Path(huggingface_hub.hf_hub_download(repo, file))
-        if path.suffix == ".pth":
-            beside = file.removesuffix(".pth") + ".json"
-        else:
-            beside = file.removesuffix(path.name) + CONFIG
-        # Lands beside the weights, where read_metadata looks; official files have none.
-        with contextlib.suppress(EntryNotFoundError):
-            huggingface_hub.hf_hub_download(repo, beside)
+        folder = file.removesuffix(path.name)
+        shards = _shards(path, source) if path.name == INDEX else ()
+        # These land beside the weights, where they are looked for; official files have none.
+        for beside in (f"{path.stem}.json", CONFIG, *shards):
+            with contextlib.suppress(EntryNotFoundError):
+                huggingface_hub.hf_hub_download(repo, folder + beside)
     except UserError:
         raise
     except Exception as error:  # The failures of the hub's client share no narrower base class.
@@ -440,68 +459,81 @@ def _download(source: str, repo: str, file: str) -> Path:
 
 
 def _only_weights(source: str, files: Iterable[str]) -> str:
-    found = {suffix: sorted(f for f in files if f.endswith(suffix)) for suffix in _READERS}
-    for suffix in (".safetensors", ".pth"):
-        if len(found[suffix]) == 1:
-            return found[suffix][0]
-        if found[suffix]:
-            break
-    choice = ", ".join(found[".safetensors"] + found[".pth"]) or "no weight file"
+    """The one weight file of a folder or repository that ``read_weights`` takes."""
+    found = [file for file in sorted(files) if file.endswith(SUFFIXES) or file == INDEX]
+    alike = [[file for file in found if file.endswith(suffix)] for suffix in SUFFIXES]
+    choice = next((c for c in ([WEIGHTS], [INDEX], *alike) if c and c[0] in found), [])
+    if len(choice) == 1:
+        return choice[0]
     raise UserError(
-        f"{source}: expected one .safetensors or .pth in the repository, found {choice}; "
-        f"name the file as in {source}/FILE"
+        f"{source}: expected one .safetensors or .pth in it, found "
+        f"{', '.join(found) or 'no weight file'}; name the file as in {source}/FILE"
     )
 
 
 def _read(path: Path, source: str) -> object:
+    if path.name != INDEX:
+        return _read_file(path, source)
+    tensors: dict[str, Tensor] = {}
+    for shard, names in _shards(path, source).items():
+        if not path.with_name(shard).is_file():
+            raise UserError(
+                f"{source}: {shard}, which {INDEX} names, is missing; put all files of the index "
+                "into one folder"
+            )
+        part = cast(dict[str, Tensor], _read_file(path.with_name(shard), f"{source}: {shard}"))
+        if part.keys() != names:
+            differing = listed(sorted(part.keys() ^ names))
+            raise UserError(
+                f"{source}: {shard} and {INDEX} do not name the same tensors ({differing}); take "
+                "both from one export"
+            )
+        tensors |= part
+    return tensors
+
+
+def _shards(index: Path, source: str) -> dict[str, set[str]]:
+    """Name of each file beside an index -> names of its tensors."""
+    content = _read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    shards: dict[str, set[str]] = {}
+    for name, shard in places.items() if isinstance(places, dict) else ():
+        if not (isinstance(shard, str) and SHARD_NAME.fullmatch(shard)):
+            raise UserError(
+                f"{source}: expected in {INDEX} names of .safetensors files in its own folder, "
+                f"found {shard!r} for {name}; download or export it again"
+            )
+        shards.setdefault(shard, set()).add(name)
+    if not shards:
+        raise UserError(
+            f"{source}: expected in {INDEX} a weight_map from tensors to files, found none; "
+            "download or export it again"
+        )
+    return shards
+
+
+def _read_file(path: Path, source: str) -> object:
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             # torch warns of some pickles before it refuses them; the refusal says it all.
             warnings.simplefilter("ignore")
-            return _READERS[path.suffix](path)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{source} holds {refused[1]} besides tensors, and only tensors are loaded because "
+                "anything else could run code; where you trust the file, save its state dict "
+                "alone, as in torch.save(torch.load(FILE, weights_only=False)['state_dict'], "
+                "'weights.pth')"
+            ) from error
         raise UserError(
             f"{source} is damaged or holds Python objects besides tensors, which are never loaded "
             "because they could run code; save its plain state dict with torch.save and load that"
         ) from error
     except Exception as error:  # On damaged bytes torch's unpickler raises almost anything.
         raise UserError(_unreadable(source, error)) from error
-
-
-_READERS: dict[str, Callable[[Path], object]] = {
-    ".pth": lambda path: torch.load(path, map_location="cpu", weights_only=True),
-    ".safetensors": lambda path: safetensors.torch.load_file(path),
-}
-
-
-def _unwrap(content: object, source: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Take off the dicts and name prefixes that training scripts wrap a state dict in."""
-    notes = []
-    while isinstance(content, dict):
-        key = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
-        if key is None:
-            break
-        rest = ", ".join(repr(other) for other in content if other != key)
-        notes.append(f"took the entry {key!r}" + (f" and left {rest}" if rest else ""))
-        content = content[key]
-    if not isinstance(content, dict) or not content:
-        found = "an empty dict" if content == {} else type(content).__name__
-        raise UserError(f"{source}: expected a dict of named tensors, found {found}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(
-                f"{source}: expected a dict of named tensors, found {type(value).__name__} at "
-                f"{name!r}; save the model's state dict alone"
-            )
-    tensors: dict[str, Tensor] = content
-    while prefix := _shared_prefix(tensors):
-        notes.append(f"took the prefix {prefix!r} off every name")
-        tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
-    return tensors, notes
-
-
-def _shared_prefix(names: Iterable[str]) -> str | None:
-    return next((p for p in PREFIXES if all(name.startswith(p) for name in names)), None)
 
 
 def _as_official_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -515,19 +547,29 @@ def _as_official_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
 
 
 def _check_metadata(
-    model: DepthAnythingV2, source: str, metadata: Mapping[str, str], head: Literal["keep", "fresh"]
-) -> None:
-    described = describe(model)
-    where = "by the file's official name" if metadata["format"] == "official" else "in the file"
+    model: DepthAnythingV2, weights: WeightFile, head: Literal["keep", "fresh"]
+) -> tuple[str, ...]:
+    """Hold what a file says against the model; what only its name says is doubted, not refused."""
+    described, metadata = describe(model), weights.metadata or {}
+    doubts = []
     # Kind and maximum depth say what the head's output means; the encoder is the same for all.
     for field in ("encoder",) if head == "fresh" else ("encoder", "kind", "max_depth_m"):
-        if field in metadata and field in described and metadata[field] != described[field]:
-            advice = "" if field == "encoder" else " or pass head='fresh'"
-            raise UserError(
-                f"{source}: {field} is {metadata[field]} {where} but {described[field]} in the "
-                f"model{_CONSEQUENCES.get((field, described[field]), '')}; set {field} to "
-                f"{metadata[field]}{advice}"
-            )
+        said, own = metadata.get(field), described.get(field)
+        if said is None or own is None or said == own:
+            continue
+        if metadata["format"] == "official":
+            if field != "encoder":  # The tensors say that.
+                doubts.append(
+                    f"{field} is {said} by the file's official name but {own} in the model; set it "
+                    f"to {said} if the file is what its name says"
+                )
+            continue
+        advice = "" if field == "encoder" else " or pass head='fresh'"
+        raise UserError(
+            f"{weights.source}: {field} is {said} in the file but {own} in the model"
+            f"{_CONSEQUENCES.get((field, own), '')}; set {field} to {said}{advice}"
+        )
+    return tuple(doubts)
 
 
 _CONSEQUENCES = {
@@ -585,26 +627,26 @@ def _check_tensors(
     if not wanted.keys() & tensors.keys():
         raise UserError(
             f"{source}: none of its {len(tensors)} tensors belongs to the model: expected names "
-            f"such as {_some(wanted)}, found {_some(tensors)}; take a Depth Anything V2 file"
+            f"such as {listed(wanted)}, found {listed(tensors)}; take a Depth Anything V2 file"
         )
     missing = [name for name in wanted if name not in tensors]
     if missing and set(missing) == {name for name in wanted if name.startswith(HEAD)}:
         raise UserError(
-            f"{source} holds no depth head (expected names such as {_some(missing)}); pass "
+            f"{source} holds no depth head (expected names such as {listed(missing)}); pass "
             "head='fresh' to start with a new one"
         )
     faults = []
     if missing:
-        faults.append(f"{len(missing)} tensors are missing ({_some(missing)})")
+        faults.append(f"{len(missing)} tensors are missing ({listed(missing)})")
     if unexpected := [name for name in tensors if name not in wanted]:
-        faults.append(f"{len(unexpected)} are unexpected ({_some(unexpected)})")
+        faults.append(f"{len(unexpected)} are unexpected ({listed(unexpected)})")
     differing = [
         f"{name}: expected {_form(wanted[name])}, found {_form(tensor)}"
         for name, tensor in tensors.items()
         if name in wanted and (tensor.shape != wanted[name].shape or not tensor.is_floating_point())
     ]
     if differing:
-        faults.append(f"{len(differing)} differ ({_some(differing)})")
+        faults.append(f"{len(differing)} differ ({listed(differing)})")
     if faults:
         raise UserError(
             f"{source} does not fit {model.encoder}: {', '.join(faults)}; take a file of the same "
@@ -660,11 +702,6 @@ def sync_folder(folder: Path) -> None:
 
 def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def _some(items: Iterable[str], limit: int = 3) -> str:
-    listed = list(items)
-    return ", ".join(listed[:limit]) + (", ..." if len(listed) > limit else "")
 
 
 def _first_line(error: Exception) -> str:

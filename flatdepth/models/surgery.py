@@ -270,7 +270,7 @@ def info(weights: WeightFile) -> str:
     )
     rows = {
         "file": str(weights.path),
-        "size": f"{weights.path.stat().st_size / 1e6:.1f} MB",
+        "size": f"{weights.file_bytes / 1e6:.1f} MB",
         "encoder": encoder,
         "head": "yes" if weights.has_head else "none",
         "kind": f"{said['kind']} (by {source})" if "kind" in said else "not said by the file",

@@ -80,6 +80,21 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     return accelerator
 
 
+def placement(accelerator: Accelerator) -> str:
+    """Where a run takes place, in words: what became of the launcher's defaults."""
+    ranks = accelerator.num_processes
+    processes = "1 process" if ranks == 1 else f"{ranks} processes"
+    name = device_name(accelerator.device)
+    return f"{processes} on {name}, precision {accelerator.mixed_precision}"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"
+
+
 def place_gradients(wrapped: nn.Module, accelerator: Accelerator) -> None:
     """Let the gradients of DistributedDataParallel lie where they are exchanged, before step one.
 

@@ -32,7 +32,13 @@ from flatdepth.models.depth_anything import DepthAnythingV2, freeze
 from flatdepth.models.lora import add_lora, merged
 from flatdepth.models.precision import autocast
 from flatdepth.training.ema import Ema
-from flatdepth.training.launch import make_accelerator, peers_awaited, place_gradients, share_out
+from flatdepth.training.launch import (
+    make_accelerator,
+    peers_awaited,
+    place_gradients,
+    placement,
+    share_out,
+)
 from flatdepth.training.losses import depth_loss
 from flatdepth.training.memory import out_of_memory_advised
 from flatdepth.training.optim import make_optimizer
@@ -59,6 +65,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     run = Path(config.runs) / config.name
     accelerator = make_accelerator(config, run)
+    accelerator.print(f"{run}: {placement(accelerator)}", flush=True)
     asked = dataclasses.replace(config, precision=accelerator.mixed_precision)
     config, accumulation = share_out(asked, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from accelerate import Accelerator
 from PIL import Image
@@ -36,6 +35,7 @@ from flatdepth.errors import UserError
 from flatdepth.judge.validation import protocol
 from flatdepth.show.pictures import save_png, write_atomic
 from flatdepth.show.run_page import write_report
+from flatdepth.training.launch import device_name
 from flatdepth.training.state import Progress, writing
 from flatdepth.types import METRICS_FORMAT
 from flatdepth.untrusted import parse_json
@@ -60,7 +60,7 @@ class RunLog:
             text = yaml.safe_dump(_plain(config), sort_keys=False)
             write_atomic(run / "config.yaml", text.encode())
             _keep_history(run / "history.jsonl", progress.step)
-            self._say(_headline(run, config, accelerator, progress))
+            self._say(_headline(run, config, progress))
             if sys.stderr.isatty():
                 self._bar = tqdm(
                     total=config.steps, initial=progress.step, unit="step", dynamic_ncols=True
@@ -140,7 +140,7 @@ class RunLog:
             "seconds": self._progress.seconds,
             "skipped_steps": self._progress.skipped_steps,
             "best": self._progress.best,
-            "device": _device_name(self._accelerator),
+            "device": device_name(self._accelerator.device),
             "versions": versions() | {"python": platform.python_version()},
             "evaluations": self._progress.evaluations,
         }
@@ -244,19 +244,11 @@ def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
     )
 
 
-def _headline(run: Path, config: TrainConfig, accelerator: Accelerator, progress: Progress) -> str:
+def _headline(run: Path, config: TrainConfig, progress: Progress) -> str:
     if progress.step >= config.steps:
         begin = f"{run} is complete at step {progress.step}"
     elif progress.step:
         begin = f"{run}: going on at step {progress.step} of {config.steps}"
     else:
         begin = f"{run}: {config.steps} steps of {config.batch} images"
-    ranks = accelerator.num_processes
-    where = _device_name(accelerator) + (f", {ranks} processes" if ranks > 1 else "")
-    return f"{begin}, {config.model.encoder} ({config.model.kind}), {where}"
-
-
-def _device_name(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return f"{accelerator.device.type} ({torch.get_num_threads()} threads)"
+    return f"{begin}, {config.model.encoder} ({config.model.kind})"
