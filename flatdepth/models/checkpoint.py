@@ -42,6 +42,7 @@ from flatdepth.models.huggingface import (
 from flatdepth.models.probe import check_weights, likely_kind
 from flatdepth.models.unwrap import listed, unwrap
 from flatdepth.resources import demo_file
+from flatdepth.untrusted import parse_json
 
 FORMAT = "flatdepth"
 """The value of ``format`` in the metadata of files that we wrote."""
@@ -413,8 +414,8 @@ def _read_json(path: Path) -> object:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES >> 20} MiB")
-        return json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except (ValueError, OSError) as error:
         raise UserError(_unreadable(str(path), error)) from error
 
 
