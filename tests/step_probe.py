@@ -7,12 +7,13 @@ loop can differ between ways of splitting the same steps.
 import json
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import AutocastKwargs, DistributedType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -22,6 +23,7 @@ from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.errors import UserError
 from flatdepth.training import runlog
 from flatdepth.training.launch import use_autocast_alone
+from flatdepth.training.state import Progress
 from flatdepth.types import Batch
 
 
@@ -59,6 +61,28 @@ def train_rank(config: TrainConfig, rank: int, ranks: int, port: int) -> None:
     """Train as one of several ranks."""
     become(rank, ranks, port)
     loop.train(config)
+
+
+def scaled(*, half: bool = False, **settings: float) -> Callable[..., Accelerator]:
+    """``make_accelerator`` with the gradient scaler of fp16 on a CPU.
+
+    A scale that is a power of two changes no bit of a gradient that it does not overflow.
+
+    Args:
+        half: whether the network computes in half precision too.
+        settings: of the scaler.
+    """
+    original = loop.make_accelerator
+
+    def make(config: TrainConfig, run: Path) -> Accelerator:
+        accelerator = original(config, run)
+        accelerator.native_amp = True
+        accelerator.state._mixed_precision = "fp16"
+        accelerator.autocast_handler = AutocastKwargs(enabled=half)
+        accelerator.scaler = torch.amp.GradScaler("cpu", **settings)
+        return accelerator
+
+    return make
 
 
 def train_into_a_fault(
@@ -113,6 +137,30 @@ def train_sharded(config: TrainConfig, rank: int, ranks: int, port: int) -> None
 
     loop.make_accelerator = make
     loop.train(config)
+
+
+def train_sharded_in_fp16(
+    config: TrainConfig, settings: dict[str, float], out: Path, rank: int, ranks: int, port: int
+) -> None:
+    """``train_sharded`` with a gradient scaler of these settings.
+
+    After every step each rank adds a line to ``out``.RANK: the step and the scaler's state.
+    """
+    scalers: list[torch.amp.GradScaler] = []
+    make, count = scaled(**settings), loop.count_step
+
+    def keep_scaler(config: TrainConfig, run: Path) -> Accelerator:
+        accelerator = make(config, run)
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    def write_down(progress: Progress, *arguments: Any) -> None:
+        with Path(f"{out}.{rank}").open("a") as lines:
+            lines.write(json.dumps([progress.step, scalers[0].state_dict()]) + "\n")
+        count(progress, *arguments)
+
+    loop.make_accelerator, loop.count_step = keep_scaler, write_down
+    train_sharded(config, rank, ranks, port)
 
 
 def probe(

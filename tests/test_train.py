@@ -20,7 +20,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import AutocastKwargs, DistributedType
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 import flatdepth.training.loop as loop
@@ -719,24 +719,6 @@ def test_a_step_without_any_truth_changes_nothing(
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
-def scaled(init_scale: float) -> Callable[..., Accelerator]:
-    """``make_accelerator`` with the gradient scaler of fp16 on a CPU, but without half precision.
-
-    A scale that is a power of two changes no bit of a gradient that it does not overflow.
-    """
-    original = loop.make_accelerator
-
-    def make(config: TrainConfig, run: Path) -> Accelerator:
-        accelerator = original(config, run)
-        accelerator.native_amp = True
-        accelerator.state._mixed_precision = "fp16"
-        accelerator.autocast_handler = AutocastKwargs(enabled=False)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
-        return accelerator
-
-    return make
-
-
 def test_an_overflow_of_scaled_gradients_advances_the_samples_and_nothing_else(
     tiny_sets: TinySets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -754,7 +736,7 @@ def test_an_overflow_of_scaled_gradients_advances_the_samples_and_nothing_else(
     monkeypatch.setattr(loop, "make_optimizer", lambda m, c, _: make_optimizer(m, c, fused))
     runs = {name: tmp_path / "runs" / name for name in ("scaled", "plain")}
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_accelerator", scaled(2.0**127))
+        patch.setattr(loop, "make_accelerator", step_probe.scaled(init_scale=2.0**127))
         skipped = train(read_config(tiny_sets.config(tmp_path, name="scaled", **settings)))
     steps = [r["step"] for r in history(runs["scaled"]) if r["grad_norm"] is None]
     assert 1 <= len(steps) <= 6

@@ -183,7 +183,8 @@ def _train(
                 clip = config.optim.clip_norm
                 norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), clip))
             taken = math.isfinite(norm)
-            # after an overflow in fp16 the gradient scaler steps only to lower its scale
+            # after an overflow in fp16 the gradient scaler steps only to lower its scale, which is
+            # no help where the forward pass overflowed: then the loss is not finite
             if taken or (math.isfinite(mean_loss) and accelerator.scaler is not None):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=False)  # see place_gradients

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -141,10 +142,12 @@ def count_step(progress: Progress, taken: bool, keys: list[str], config: TrainCo
     progress.skipped_steps += not taken
     if progress.bad_steps >= config.max_bad_steps:
         keys = gather_object(keys)
+        half = "fp16 ends at 65504: begin a new run with --precision bf16, or "
         raise UserError(
             f"{progress.bad_steps} optimiser steps in a row had a loss or gradient that is not "
             f"finite, or no valid pixel (max_bad_steps); the last one's samples were "
-            f"{', '.join(keys)}; lower optim.lr, or look at these frames with flatdepth pack verify"
+            f"{', '.join(keys)}; {half if config.precision == 'fp16' else ''}lower optim.lr, or "
+            "look at these frames with flatdepth pack verify"
         )
 
 
@@ -313,12 +316,27 @@ def load_checkpoint(
         )
     # to the CPU first: on several GPUs there may be no room for a second copy
     accelerator.load_state(str(path), map_location="cpu")
+    progress = Progress(**document["progress"])
+    _undo_first_step(accelerator, path, progress)
     # accelerate's count of micro-batches, from which it tells where optimiser steps end, is of the
     # accumulation that the checkpoint was made with.
     accelerator.step = 0
     if ema.state_dict():
         ema.load_state_dict(load_file(path / EMA_FILE))
-    return Progress(**document["progress"])
+    return progress
+
+
+def _undo_first_step(accelerator: Accelerator, path: Path, progress: Progress) -> None:
+    """Take back the step without gradients by which torch makes a sharded optimiser's state.
+
+    accelerate has it count for the gradient scaler, which it loads before (accelerate 1.15), and
+    where no moments were saved because no step was taken yet, those of this one are left.
+    """
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(torch.load(path / SCALER_NAME, weights_only=True))
+    if not progress.updates:
+        for optimizer in accelerator._optimizers:
+            optimizer.state.clear()
 
 
 def config_changes(
