@@ -171,7 +171,8 @@ sys.argv = [
 runpy.run_module("accelerate.commands.launch", run_name="__main__")
 """
     first = python(code, tmp_path, installed).splitlines()[0]
-    assert first.startswith("runs/quickstart: 1 process on cpu (") and first.endswith("precision no")
+    assert first.startswith("runs/quickstart: 1 process on cpu (")
+    assert first.endswith("precision no")
     (run_folder,) = (tmp_path / "runs").glob("*/")
     metrics = json.loads((run_folder / "metrics.json").read_text("utf-8"))
     assert run_folder.name == "quickstart" and metrics["finished"]
