@@ -550,6 +550,12 @@ def test_dicts_that_hold_themselves_are_looked_into_once(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_torchscript_program_is_not_run(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    refused("is a TorchScript program.*save that alone", tmp_path / "script.pt")
+
+
 class Bomb:
     def __reduce__(self) -> tuple[object, ...]:
         return Path.touch, (Path("exploded"),)

@@ -534,6 +534,11 @@ def _read_file(path: Path, source: str) -> object:
             "because they could run code; save its plain state dict with torch.save and load that"
         ) from error
     except Exception as error:  # On damaged bytes torch's unpickler raises almost anything.
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{source} is a TorchScript program, expected a state dict; save that alone, as in "
+                "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+            ) from error
         raise UserError(_unreadable(source, error)) from error
 
 
