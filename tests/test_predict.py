@@ -451,7 +451,9 @@ def test_edges_are_left_out_of_point_clouds(tmp_path: Path) -> None:
 
 
 def test_the_camera_comes_from_the_best_source() -> None:
-    given_K = choose_camera(900.0, 20, 30, PredictOptions(intrinsics=(1, 2, 3, 4)))
+    given_K = choose_camera(
+        900.0, 20, 30, PredictOptions(intrinsics=(1, 2, 3, 4), unusual_camera=True)
+    )
     np.testing.assert_array_equal(given_K.K_px, [[1, 0, 3.5], [0, 2, 4.5], [0, 0, 1]])
     by_fov = choose_camera(900.0, 20, 30, PredictOptions(fov_deg=90))
     np.testing.assert_allclose(by_fov.K_px, [[15, 0, 15], [0, 15, 10], [0, 0, 1]])
