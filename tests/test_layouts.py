@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -261,13 +262,10 @@ def tartanair_1(make: Maker) -> dict[str, Truth]:
 
 
 def tartanair_2(make: Maker) -> dict[str, Truth]:
-    """OpenCV writes four bytes per pixel, which it takes for blue, green, red and alpha."""
+    """OpenCV writes the four bytes of a number as a pixel."""
 
     def write(path: Path, z: np.ndarray) -> None:
-        blue, green, red, alpha = np.moveaxis(
-            z.astype("<f4").view(np.uint8).reshape(*z.shape, 4), -1, 0
-        )
-        Image.fromarray(np.dstack([red, green, blue, alpha])).save(f"{path}.png")
+        assert cv2.imwrite(f"{path}.png", z.astype("<f4").view(np.uint8).reshape(*z.shape, 4))
 
     return tartanair(make, "lcam_front", (640, 640), write)
 
@@ -650,3 +648,25 @@ def test_json_without_intrinsics_is_a_bad_frame(text: str, tmp_path: Path) -> No
     path.write_text(text)
     with pytest.raises(BadFrame, match="intrinsics unreadable"):
         read_intrinsics(str(path), 8, 6)
+
+
+def test_only_what_is_alone_is_paired_whatever_its_name(tmp_path: Path) -> None:
+    for name in ("a/rgb/1", "a/d/9", "b/rgb/1", "b/rgb/2", "b/d/9", "c/rgb/1", "c/rgb/2", "c/d/2"):
+        Maker(tmp_path).text(f"{name}.png", "")
+    reader = FolderReader(str(tmp_path), "*/rgb/*.png", "*/d/*.png", 1.0, fov_deg=60.0)
+    pairs = {
+        item.key: item.files["depth"] for item in replace(reader, pair_alone=True).list().items
+    }
+    assert pairs == {"a/rgb/1": f"{tmp_path}/a/d/9.png", "c/rgb/2": f"{tmp_path}/c/d/2.png"}
+
+
+@pytest.mark.parametrize("bits", ["rotated", "rgba"])
+def test_bits_of_other_files_are_not_turned(bits: str, tmp_path: Path) -> None:
+    make = Maker(tmp_path)
+    make.image("rgb/1.png", 6, 8)
+    Image.fromarray(np.ones((6, 8), np.float32)).save(make.path("depth/1.tif"))
+    reader = FolderReader(
+        str(tmp_path), "rgb/*.png", "depth/*.tif", 1.0, depth_bits=bits, fov_deg=60
+    )
+    with pytest.raises(BadFrame, match=r"depth is not (16-bit|RGBA)"):
+        reader.read(reader.list().items[0])

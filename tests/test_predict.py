@@ -645,6 +645,10 @@ def test_the_command_from_weights_to_files(
         (["IN", "--checkpoint", "W", "--out", "O", "--write", "depht"], "got 'depht'"),
         (["IN", "--checkpoint", "W", "--out", "O", "--intrinsics", "1,2"], "expected FX,FY,CX,CY"),
         (["IN", "--checkpoint", "W", "--out", "O", "--size", "500"], "the nearest is 504"),
+        (
+            ["IN", "--checkpoint", "W", "--out", "O", "--write", "ply", "--intrinsics=1,1,14,10"],
+            "--focal_mm 18 --sensor_mm 36x24",
+        ),
         (["IN", "--checkpoint", "W", "--out", "O", "--overwrit"], "--overwrit"),
     ],
 )

@@ -76,7 +76,7 @@ class FolderReader:
     """The depth code that means "unknown"; -1: there is none. NaN is always unknown."""
     sky: int = _NONE
     """The depth code that means "sky or beyond range"; -1: there is none. In float files all that
-    is not below it (TartanAir, DIODE)."""
+    is not below it (TartanAir)."""
     depth_bits: Literal["plain", "rotated", "rgba"] = "plain"
     """``rotated``: 16-bit codes are rotated left by 3 bits (SUN RGB-D); ``rgba``: the channels of
     a PNG are the bytes of a float32 (TartanAir V2)."""

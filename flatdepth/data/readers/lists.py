@@ -15,9 +15,9 @@ from flatdepth.errors import BadFrame, UserError
 class ListReader(FolderReader):
     """RGB-D frames of a list: ``image depth [focal]`` per line, separated by spaces.
 
-    The focal length is in pixels of the image, with the principal point in its middle, and goes
-    before a field of view. Images, depth files and the other options are as for ``folder``. Lines
-    whose depth is ``None`` (KITTI) are excluded.
+    The focal length is in pixels, with the principal point in the middle of the image; it counts
+    where no ``intrinsics`` are given. Files and the other options are as for ``folder``. Lines with
+    ``None`` for the depth (KITTI) are excluded.
     """
 
     raw: str
