@@ -146,6 +146,7 @@ class Predictor:
         size: int = 518,
         tiles: bool = False,
         intrinsics: tuple[float, float, float, float] | None = None,
+        unusual_camera: bool = False,
     ) -> Prediction:
         """Predict the depth of a picture at its own resolution, upright.
 
@@ -154,6 +155,7 @@ class Predictor:
             size: shorter side of the network's input in pixels, a multiple of 14.
             tiles: refine with tiles of ``size`` pixels at the picture's own resolution.
             intrinsics: fx, fy, cx, cy in pixels, cx and cy for pixel centres at integers (OpenCV).
+            unusual_camera: take intrinsics of any field of view and any ratio of fx and fy.
 
         Returns:
             ``values`` holds (h, w) float32 metres, or inverse depth up to scale and shift from
@@ -163,7 +165,9 @@ class Predictor:
         Raises:
             UserError: it is no picture, or an option is out of range.
         """
-        options = PredictOptions(size=size, tiles=tiles, intrinsics=intrinsics)
+        options = PredictOptions(
+            size=size, tiles=tiles, intrinsics=intrinsics, unusual_camera=unusual_camera
+        )
         try:
             return predict_photo(self.model, _photo(image), options, self.device)
         except BadFrame as error:

@@ -1,11 +1,22 @@
-"""Rays, inverse-depth planes, views and depth resampling. Conventions: ``flatdepth.types``."""
+"""Cameras, inverse-depth planes, views and depth resampling. Conventions: ``flatdepth.types``."""
 
+import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
+
+from flatdepth.errors import UserError
+
+NARROWEST_DEG, WIDEST_DEG = 3.0, 120.0
+"""Fields of view of usual lenses, along the longer one of an image's angles."""
+MOST_OBLONG = 1.2
+"""Greatest ratio of the focal lengths of usual pixels."""
+MOST_OFF_CENTRE = 0.15
+"""Distance of a principal point from the middle, in widths or heights, that only crops exceed."""
 
 EDGE_RATIO = 1.05
 _NEXT = np.array([1, 2, 3, 0])
@@ -24,6 +35,74 @@ def pixel_rays(
 ) -> Float64[np.ndarray, "... 3"]:
     """Rays ``K_px^-1 (u, v, 1)`` through pixel coordinates; the third component is 1."""
     return np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(K_px).T
+
+
+def camera_trouble(K_px: Float64[np.ndarray, "3 3"], height: int, width: int) -> str | None:
+    """Why intrinsics cannot be those of an image of this size, with the fix; None if they can."""
+    (fx, _, cx), (_, fy, cy) = K_px[:2].tolist()
+    sides = ((fx, cx, width), (fy, cy, height))
+    angles = (math.atan2(c, f) + math.atan2(size - c, f) for f, c, size in sides)
+    fov_deg = math.degrees(max(angles))
+    if not NARROWEST_DEG <= fov_deg <= WIDEST_DEG:
+        found = f"see {fov_deg:.3g} degrees, where lenses see {NARROWEST_DEG:g} to {WIDEST_DEG:g}"
+    elif max(fx, fy) > MOST_OBLONG * min(fx, fy):
+        found = "differ by more than 20 %"
+    else:
+        return None
+    return (
+        f"focal lengths of {fx:g} and {fy:g} pixels {found} (image {width}x{height}); a focal"
+        " length in millimetres needs the sensor's width, as --focal_mm 18 --sensor_mm 36x24;"
+        " --unusual_camera true takes any camera"
+    )
+
+
+def off_centre(K_px: Float64[np.ndarray, "3 3"], height: int, width: int) -> str | None:
+    """A remark on a principal point that only a crop of a larger picture has, else None."""
+    cx, cy = K_px[:2, 2].tolist()
+    if max(abs(cx / width - 0.5), abs(cy / height - 0.5)) <= MOST_OFF_CENTRE:
+        return None
+    return (
+        f"the principal point {cx:g}, {cy:g} is far from the middle of {width}x{height} pixels,"
+        " which is right for a crop of a larger picture only (said once)"
+    )
+
+
+def focal_from_mm(focal_mm: float, sensor_mm: str, height: int, width: int) -> float:
+    """Focal length in pixels of an image of this size.
+
+    The image shows the sensor's whole width or its whole height; its longer side lies along the
+    sensor's.
+
+    Args:
+        sensor_mm: the sensor's width and height, such as ``36x24``, or its width alone.
+
+    Raises:
+        UserError: ``sensor_mm`` is no such text.
+    """
+    sides_px = sorted((height, width), reverse=True)
+    return focal_mm * max(
+        px / mm for px, mm in zip(sides_px, sensor_sides(sensor_mm), strict=False)
+    )
+
+
+def sensor_sides(text: str) -> list[float]:
+    """The sides of a sensor in mm, the longer one first. Raises UserError if it is no size."""
+    plain = text.lower().replace("mm", "").strip(" []()")
+    parts = re.split(r"[x×*]", plain)
+    parts = (
+        [part.replace(",", ".") for part in parts]
+        if len(parts) > 1
+        else re.split(r"[,;\s]+", plain)
+    )
+    try:
+        sides = sorted(map(float, parts), reverse=True)
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or not 0 < sides[-1] <= sides[0] < math.inf:
+        raise UserError(
+            f"sensor_mm: expected width and height in mm, such as 36x24, found {text!r}"
+        )
+    return sides
 
 
 def fit_plane(

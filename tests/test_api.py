@@ -78,6 +78,11 @@ def test_the_camera_is_known_only_if_somebody_says_it(photo: Path) -> None:
     given = model.predict(pixels, size=14, intrinsics=(50, 60, 31, 22)).camera
     assert given is not None
     np.testing.assert_array_equal(given.K_px, [[50, 0, 31.5], [0, 60, 22.5], [0, 0, 1]])
+    millimetres = (4, 4, 31, 22)
+    with pytest.raises(UserError, match="see 166 degrees"):
+        model.predict(pixels, size=14, intrinsics=millimetres)
+    insisted = model.predict(pixels, size=14, intrinsics=millimetres, unusual_camera=True).camera
+    assert insisted is not None and insisted.K_px[0, 0] == 4
 
 
 def test_tiles_refine_what_the_whole_picture_says() -> None:

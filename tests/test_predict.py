@@ -451,7 +451,9 @@ def test_edges_are_left_out_of_point_clouds(tmp_path: Path) -> None:
 
 
 def test_the_camera_comes_from_the_best_source() -> None:
-    given_K = choose_camera(900.0, 20, 30, PredictOptions(intrinsics=(1, 2, 3, 4)))
+    given_K = choose_camera(
+        900.0, 20, 30, PredictOptions(intrinsics=(1, 2, 3, 4), unusual_camera=True)
+    )
     np.testing.assert_array_equal(given_K.K_px, [[1, 0, 3.5], [0, 2, 4.5], [0, 0, 1]])
     by_fov = choose_camera(900.0, 20, 30, PredictOptions(fov_deg=90))
     np.testing.assert_allclose(by_fov.K_px, [[15, 0, 15], [0, 15, 10], [0, 0, 1]])
@@ -643,6 +645,10 @@ def test_the_command_from_weights_to_files(
         (["IN", "--checkpoint", "W", "--out", "O", "--write", "depht"], "got 'depht'"),
         (["IN", "--checkpoint", "W", "--out", "O", "--intrinsics", "1,2"], "expected FX,FY,CX,CY"),
         (["IN", "--checkpoint", "W", "--out", "O", "--size", "500"], "the nearest is 504"),
+        (
+            ["IN", "--checkpoint", "W", "--out", "O", "--write", "ply", "--intrinsics=1,1,14,10"],
+            "--focal_mm 18 --sensor_mm 36x24",
+        ),
         (["IN", "--checkpoint", "W", "--out", "O", "--overwrit"], "--overwrit"),
     ],
 )

@@ -60,7 +60,8 @@ def read_all(reader):
 
 def folder(root, **options):
     defaults = {"image_glob": "color/*", "depth_glob": "depth/*", "depth_scale": 0.001}
-    return FolderReader(str(root), **(defaults | {"fov_deg": 60.0} | options))
+    defaults |= {"fov_deg": 60.0, "unusual_camera": True}  # for 500 px are much for 8
+    return FolderReader(str(root), **(defaults | options))
 
 
 def one_frame(root, depth_name="1.png", depth=None, image_name="1.png", image=None, **options):
@@ -384,9 +385,6 @@ def test_vkitti2_options_and_incomplete_frames(tmp_path):
     [item] = [item for item in reader.list().items if item.scene == "Scene20"]
     with pytest.raises(UserError, match=r"expected the columns frame, cameraID, K\[0,0\]"):
         reader.read(item)
-    (tmp_path / "Scene20/clone/intrinsic.txt").unlink()
-    with pytest.raises(UserError, match=r"intrinsic.txt: no such file; unpack .*textgt"):
-        reader.list()
 
 
 # NYU

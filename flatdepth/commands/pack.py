@@ -60,6 +60,8 @@ def main(argv: list[str]) -> int:
 
 def _pack(name: str, argv: list[str]) -> int:
     reader_class, text = READERS[name]
+    if name == "list" and argv and not argv[0].startswith("-"):
+        argv = ["--file", *argv]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _parser(name, f"Pack {text}.")
     generated = {"raw"} if name == "rooms" else set()

@@ -39,6 +39,9 @@ def main(argv: list[str]) -> int:
         png_unit=chosen.png_unit,
         intrinsics=chosen.intrinsics,
         fov_deg=chosen.fov,
+        focal_mm=chosen.focal_mm,
+        sensor_mm=chosen.sensor_mm,
+        unusual_camera=chosen.unusual_camera == "true",
         prune=chosen.prune,
         overwrite=chosen.overwrite,
     )
@@ -108,6 +111,14 @@ def parser() -> Parser:
         type=float,
         metavar="DEG",
         help="horizontal field of view (default: by EXIF, else 60)",
+    )
+    depth("--focal_mm", type=float, metavar="MM", help="focal length; with --sensor_mm")
+    depth("--sensor_mm", metavar="WxH", help="size of the sensor in mm (36x24), or its width")
+    depth(
+        "--unusual_camera",
+        choices=("true", "false"),
+        default="false",
+        help="true: take any field of view and any ratio of fx and fy",
     )
     depth(
         "--prune",

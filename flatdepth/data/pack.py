@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -55,11 +56,18 @@ from flatdepth.data.shards.write import (
     skip_lines,
 )
 from flatdepth.errors import BadFrame, UserError
+from flatdepth.geometry import camera_trouble
 from flatdepth.types import DepthCodes, RawFrame
 from flatdepth.untrusted import parse_json
 
 LOOKED_AT = 16
 """Frames of a packed set whose depths are summed up."""
+
+_CAMERA_PART = re.compile(
+    r"(?i)(?<![^/])(?:(?:image|color|colour|rgb|frame)s?(?:_\w*cam\w*)?|left|right|cam(?:era)?"
+    r"|(?:image|color|colour|rgb|cam|camera)s?[_-]?(?:left|right|\d{1,2}))(?![^/])"
+)
+"""A part of a path that names a camera of several, such as image_02, right, cam0 and Camera_1."""
 
 _AHEAD = 4  # items in flight per worker: hides uneven reading times, bounds memory
 
@@ -167,6 +175,8 @@ def pack(
         return _summary(output, index, 0, started, already_complete=True)
     listing = reader.list()
     _check_listing(listing)
+    if reader.kind == "depth" and listing.items:
+        _say_scenes(reader, listing.items)
     request["listing"] = _fingerprint(listing)
     writer = SetWriter(
         output,
@@ -383,7 +393,8 @@ def check_frame(raw: RawFrame, reader: Reader, min_valid: float = 0.01) -> None:
 
     Raises:
         BadFrame: image or depth do not decode, differ in shape from each other or from what the
-            reader says, or the depth is mostly unknown, out of range or constant.
+            reader says, the camera cannot be (unless the reader's ``unusual_camera`` is true), or
+            the depth is mostly unknown, out of range or constant.
         ValueError: the reader breaks its contract (its kind and the frame's members differ).
     """
     image = decode_image(raw.image)
@@ -401,6 +412,9 @@ def check_frame(raw: RawFrame, reader: Reader, min_valid: float = 0.01) -> None:
     if raw.depth.codes.shape != image.shape[:2]:
         shapes = f"depth {raw.depth.codes.shape}, image {image.shape[:2]}"
         raise BadFrame("depth and image differ in shape", shapes)
+    trouble = camera_trouble(raw.K_px, raw.height, raw.width)
+    if trouble and not getattr(reader, "unusual_camera", False):
+        raise BadFrame("camera cannot be", trouble)
     _check_depth(raw.depth, depth_metres(raw.depth, raw.K_px), reader, min_valid)
 
 
@@ -598,6 +612,31 @@ def _check_listing(listing: Listing) -> None:
     keys = [item.key for item in listing.items]
     if any(a >= b for a, b in pairwise(keys)):
         raise ValueError("a reader must list its items sorted by key, without duplicates")
+
+
+def _say_scenes(reader: Reader, items: Sequence[Item]) -> None:
+    """Name some scenes, the unit of splits, and say on standard error what is odd about them."""
+    scenes = list(dict.fromkeys(item.scene for item in items))
+    some = ", ".join(printable(scene) for scene in scenes[:: max(1, len(scenes) // 3)][:3])
+    print(
+        f"{reader.dataset}: {len(items)} frames of {len(scenes)} scenes ({some})", file=sys.stderr
+    )
+    fix = "; see --scene_from" if hasattr(reader, "scene_from") else ""
+    if len(scenes) == 1 and not any(item.split for item in items):
+        print(
+            "warning: all frames are of one scene, so none can be held out for validation" + fix,
+            file=sys.stderr,
+        )
+    places: dict[str, str] = {}
+    for scene in scenes:
+        other = places.setdefault(_CAMERA_PART.sub("*", scene), scene)
+        if other != scene:
+            print(
+                f"warning: the scenes {printable(other)} and {printable(scene)} look like cameras"
+                f" of one place, which a split would part{fix}",
+                file=sys.stderr,
+            )
+            return
 
 
 def _fingerprint(listing: Listing) -> dict[str, object]:

@@ -27,7 +27,14 @@ from tqdm import tqdm
 from flatdepth.data.loader import in_order
 from flatdepth.data.readers.files import pinhole
 from flatdepth.errors import BadFrame, UserError, is_out_of_memory
-from flatdepth.geometry import View, view_image
+from flatdepth.geometry import (
+    View,
+    camera_trouble,
+    focal_from_mm,
+    off_centre,
+    sensor_sides,
+    view_image,
+)
 from flatdepth.models.depth_anything import PATCH, Kind
 from flatdepth.predict.inputs import (
     Input,
@@ -92,6 +99,9 @@ class PredictOptions:
         intrinsics: fx, fy, cx, cy in pixels of the inputs, cx and cy for pixel centres at
             integers, as flatdepth pack takes them.
         fov_deg: horizontal field of view in degrees, in place of intrinsics.
+        focal_mm, sensor_mm: focal length and sensor, such as 18 and ``36x24``, in place of
+            intrinsics; see ``geometry.focal_from_mm``.
+        unusual_camera: take any field of view and any ratio of fx and fy.
         prune: points are left out where depth jumps by more than this share.
         overwrite: replace output files that exist.
 
@@ -106,6 +116,9 @@ class PredictOptions:
     png_unit: PngUnit = "mm"
     intrinsics: tuple[float, float, float, float] | None = None
     fov_deg: float | None = None
+    focal_mm: float | None = None
+    sensor_mm: str | None = None
+    unusual_camera: bool = False
     prune: float = 0.05
     overwrite: bool = False
 
@@ -130,6 +143,18 @@ class PredictOptions:
             self.intrinsics is None or self.fov_deg is None,
             "--fov: --intrinsics says the same; leave one of them out",
         )
+        _require(
+            self.focal_mm is None or (self.intrinsics is None and self.fov_deg is None),
+            "--focal_mm: --intrinsics or --fov says the same; leave one of them out",
+        )
+        _require(
+            (self.focal_mm is None) == (self.sensor_mm is None)
+            and (self.focal_mm is None or 0 < self.focal_mm < math.inf),
+            "--focal_mm and --sensor_mm: expected both, above 0, such as 18 and 36x24, got "
+            f"{self.focal_mm} and {self.sensor_mm}",
+        )
+        if self.sensor_mm is not None:
+            sensor_sides(self.sensor_mm)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -239,7 +264,7 @@ def predict_photo(
         inverse = predict_tiled(model, photo.image, options, device)
     else:
         inverse = predict_inverse(model, [photo.image], network, device)[0]
-    said = (options.intrinsics, options.fov_deg, photo.focal_px)
+    said = (options.intrinsics, options.fov_deg, options.focal_mm, photo.focal_px)
     known = any(value is not None for value in said)
     camera = choose_camera(photo.focal_px, height, width, options) if known else None
     return _prediction(model, photo.image, inverse, camera, network, options)
@@ -525,8 +550,10 @@ def _predicted(
             except BadFrame as error:
                 yield Skipped(one.source, error.detail)
                 continue
-            if say_doubt is not None and (trouble := doubt(inverse, model)):
-                say_doubt(f"warning: {printable(one.source.path)}: {trouble}")
+            if say_doubt is not None:
+                crop = one.camera and off_centre(one.camera.K_px, *one.image.shape[:2])
+                for trouble in filter(None, (doubt(inverse, model), crop)):
+                    say_doubt(f"warning: {printable(one.source.path)}: {trouble}")
             say_doubt = None
             yield _Predicted(source=one.source, prediction=prediction, network=one.network)
 
@@ -546,18 +573,29 @@ def _open(item: Input, options: PredictOptions) -> _Opened:
 def choose_camera(
     focal_px: float | None, height: int, width: int, options: PredictOptions
 ) -> Camera:
-    """The camera as the options give it, else by EXIF, else ``DEFAULT_FOV_DEG`` across."""
+    """The camera as the options give it, else by EXIF, else ``DEFAULT_FOV_DEG`` across.
+
+    Raises UserError if the options give one that cannot be, unless they insist.
+    """
     if options.intrinsics is not None:
         fx, fy, cx, cy = options.intrinsics
-        return Camera(K_px=pinhole(fx, fy, cx + 0.5, cy + 0.5), origin="intrinsics as given")
-    if options.fov_deg is not None:
-        focal, origin = focal_from_fov(options.fov_deg, width), "field of view as given"
-    elif focal_px is not None:
-        focal, origin = focal_px, "focal length from EXIF"
+        K_px, origin = pinhole(fx, fy, cx + 0.5, cy + 0.5), "intrinsics as given"
     else:
-        focal = focal_from_fov(DEFAULT_FOV_DEG, width)
-        origin = f"field of view unknown, assumed to be {DEFAULT_FOV_DEG:g} degrees"
-    return Camera(K_px=centred_pinhole(focal, height, width), origin=origin)
+        if options.fov_deg is not None:
+            focal, origin = focal_from_fov(options.fov_deg, width), "field of view as given"
+        elif options.focal_mm is not None and options.sensor_mm is not None:
+            focal = focal_from_mm(options.focal_mm, options.sensor_mm, height, width)
+            origin = "focal length in mm as given"
+        elif focal_px is not None:
+            focal, origin = focal_px, "focal length from EXIF"
+        else:
+            focal = focal_from_fov(DEFAULT_FOV_DEG, width)
+            origin = f"field of view unknown, assumed to be {DEFAULT_FOV_DEG:g} degrees"
+        K_px = centred_pinhole(focal, height, width)
+    trouble = camera_trouble(K_px, height, width)
+    if trouble and origin.endswith("given") and not options.unusual_camera:
+        raise UserError(trouble)
+    return Camera(K_px=K_px, origin=origin)
 
 
 def _batches(

@@ -19,12 +19,14 @@ class Item:
         scene: the future ``RawFrame.scene``.
         files: role -> path or URL of the files to read ("image", "depth", ...).
         split: the official partition, "" if there is none.
+        focal_px: focal length in pixels if the layout's own list states it, else 0.
     """
 
     key: str
     scene: str
     files: Mapping[str, str] = field(default_factory=dict)
     split: str = ""
+    focal_px: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

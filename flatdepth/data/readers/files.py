@@ -7,11 +7,13 @@ file system or directory is a ``UserError``.
 import csv
 import errno
 import io
+import json
 import math
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -246,12 +248,39 @@ def read_depth_image(url: str) -> NDArray[Any]:
     return np.asarray(image).astype(np.uint16)
 
 
+def read_rgba_floats(url: str) -> NDArray[np.float32]:
+    """(H, W) float32 whose four bytes are the blue, green, red and alpha of an image (TartanAir).
+
+    Raises BadFrame if it is no such image.
+    """
+    image, _ = _decode(read_bytes(url), url, role="depth")
+    if image.mode != "RGBA":
+        raise BadFrame("depth is not RGBA", f"{url}: a {image.format} of mode {image.mode}")
+    bgra = np.ascontiguousarray(np.asarray(image)[..., [2, 1, 0, 3]])
+    return bgra.view("<f4")[..., 0].astype(np.float32)
+
+
 def read_hdf5(url: str, names: Sequence[str]) -> list[NDArray[Any]]:
     """The named arrays of one HDF5 file. Raises BadFrame if the file is damaged or lacks one."""
     data = read_bytes(url)
+    with _open_hdf5(io.BytesIO(data), url) as file:
+        return [_read_dataset(file, name, url) for name in names]
+
+
+def read_hdf5_row(url: str, names: Sequence[str], row: int) -> list[NDArray[Any]]:
+    """One row along the first axis of each named array, of a file that may be of any size.
+
+    Raises BadFrame as ``read_hdf5`` does, and if there is no such row.
+    """
+    with _open_hdf5(fsspec.open(url, "rb"), url) as file:
+        return [_read_dataset(file, name, url, row) for name in names]
+
+
+@contextmanager
+def _open_hdf5(source: AbstractContextManager[Any], url: str) -> Iterator[h5py.File]:
     try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            return [_read_dataset(file, name, url) for name in names]
+        with source as data, h5py.File(data, "r") as file:
+            yield file
     except BadFrame:
         raise
     except Exception as error:  # h5py raises nearly anything on damaged bytes
@@ -291,8 +320,10 @@ def pinhole(fx: float, fy: float, cx: float, cy: float) -> Float64[np.ndarray, "
 def read_intrinsics(url: str, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
     """The intrinsics in a text file, in pixels and with its own convention of pixel centres.
 
-    The file has fx fy cx cy, the same behind width and height, or a matrix of 3x3, 3x4 or 4x4 row
-    by row, numbers separated by spaces, commas, semicolons or brackets.
+    The file has fx fy cx cy, the same behind width and height (five distortion coefficients after
+    them, as Matterport3D has them, are ignored), or a matrix of 3x3, 3x4 or 4x4 row by row, numbers
+    separated by spaces, commas, semicolons or brackets. Or it is JSON with these names or with a
+    3x3 ``K`` or ``intrinsic_matrix``, row by row or (Record3D, Open3D) column by column.
 
     Args:
         width, height: of the image they are for, in pixels.
@@ -302,15 +333,24 @@ def read_intrinsics(url: str, width: int, height: int) -> Float64[np.ndarray, "3
     """
     reason = "intrinsics unreadable"
     try:
-        words = re.split(r"[\s,;\[\]()]+", read_bytes(url).decode("utf-8-sig"))
-        numbers = [float(word) for word in words if word]
-    except ValueError as error:
+        text = read_bytes(url).decode("utf-8-sig")
+        if text.lstrip().startswith("{"):
+            numbers = _json_intrinsics(json.loads(text))
+        else:
+            numbers = [float(word) for word in re.split(r"[\s,;\[\]()]+", text) if word]
+    except BadFrame:
+        raise
+    except Exception as error:  # JSON may hold anything
         raise BadFrame(reason, f"{url}: {error}") from error
-    if len(numbers) == 6:
+    if len(numbers) in (6, 11):
         if numbers[:2] != [width, height]:
             size = "x".join(f"{side:g}" for side in numbers[:2])
-            raise BadFrame("intrinsics of another size", f"{url}: {size} for {width}x{height}")
-        numbers = numbers[2:]
+            raise BadFrame(
+                "intrinsics of another size",
+                f"{url}: {size} for {width}x{height}; with --resize_images, --intrinsics_of image"
+                " takes those of the images' own size",
+            )
+        numbers = numbers[2:6]
     if len(numbers) == 4:
         K_px = pinhole(*numbers)
     elif len(numbers) in (9, 12, 16):
@@ -321,6 +361,19 @@ def read_intrinsics(url: str, width: int, height: int) -> Float64[np.ndarray, "3
     if not is_intrinsics(K_px):
         raise BadFrame(reason, f"{url}: no intrinsics, {K_px.tolist()}")
     return K_px
+
+
+def _json_intrinsics(about: Any) -> list[float]:
+    """width, height (if there), fx, fy, cx, cy; any exception if they are not there."""
+    about = about.get("camera", about)
+    width, height = (about.get(name[0], about.get(name)) for name in ("width", "height"))
+    size = [float(width), float(height)] if width and height else []
+    matrix = about.get("K", about.get("intrinsic_matrix"))
+    if matrix is None:
+        return size + [float(about[name]) for name in ("fx", "fy", "cx", "cy")]
+    K = np.array(matrix, np.float64).reshape(3, 3)
+    K = K if K[2].tolist() == [0, 0, 1] else K.T
+    return [*size, *K[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()]
 
 
 def relative_paths(tree: Tree, files: Mapping[str, str]) -> dict[str, object]:
@@ -390,7 +443,7 @@ def _parse_pgm(data: bytes, url: str) -> NDArray[np.uint16]:
     return codes.reshape(height, width).astype(np.uint16)
 
 
-def _read_dataset(file: h5py.File, name: str, url: str) -> NDArray[Any]:
+def _read_dataset(file: h5py.File, name: str, url: str, row: int | None = None) -> NDArray[Any]:
     link = file.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         raise BadFrame("HDF5 unreadable", f"{url}: no dataset {name}, found {sorted(file)}")
@@ -399,7 +452,8 @@ def _read_dataset(file: h5py.File, name: str, url: str) -> NDArray[Any]:
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise BadFrame("HDF5 unreadable", f"{url}: {name} is not a plain dataset")
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
-    if dataset.size is None or max(dataset.nbytes, chunk) > MAX_BYTES:
+    rows = 1 if row is None or not dataset.shape else dataset.shape[0]
+    if dataset.size is None or max(dataset.nbytes // max(rows, 1), chunk) > MAX_BYTES:
         raise BadFrame("HDF5 unreadable", f"{url}: {name} has the shape {dataset.shape}")
-    array = np.asarray(dataset[()])
+    array = np.asarray(dataset[() if row is None else row])
     return array.astype(array.dtype.newbyteorder("="))

@@ -4,7 +4,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from flatdepth.data.readers.base import MOST_OUTSIDE, Item, Listing, out_of_range
 from flatdepth.data.readers.files import (
+    Picture,
     Tree,
     check_same_size,
     fit_picture,
@@ -24,11 +26,13 @@ from flatdepth.data.readers.files import (
     read_hdf5,
     read_image,
     read_intrinsics,
+    read_rgba_floats,
     relative_paths,
     sort_items,
 )
 from flatdepth.data.shards.codec import encode_log_u16
 from flatdepth.errors import BadFrame, UserError
+from flatdepth.geometry import camera_trouble, focal_from_mm, off_centre, sensor_sides
 from flatdepth.types import DepthCodes, RawFrame
 
 _NONE = -1
@@ -64,11 +68,18 @@ class FolderReader:
     """Metres per unit of depth: 0.001 for millimetres, 0.0002 for TUM files, 1 for metres."""
     pair_within_s: float = 0.0
     """Where the last wildcard stands for the time of a file in seconds (TUM): pair images with the
-    depth nearest in time, this far away at most; 0: by equal names."""
+    depth (and the intrinsics) nearest in time, this far away at most; 0: by equal names."""
+    pair_alone: bool = False
+    """Pair an image and a depth file, whatever their last wildcards stand for, if there are no
+    others with the same text for the wildcards before (SUN RGB-D: one of each per directory)."""
     hole: int = 0
     """The depth code that means "unknown"; -1: there is none. NaN is always unknown."""
     sky: int = _NONE
-    """The depth code that means "sky or beyond range"; -1: there is none."""
+    """The depth code that means "sky or beyond range"; -1: there is none. In float files all that
+    is not below it (TartanAir)."""
+    depth_bits: Literal["plain", "rotated", "rgba"] = "plain"
+    """``rotated``: 16-bit codes are rotated left by 3 bits (SUN RGB-D); ``rgba``: the channels of
+    a PNG are the bytes of a float32 (TartanAir V2)."""
     quantity: Literal["z", "distance"] = "z"
     """``z``: depth along the optical axis; ``distance``: distance to the optical centre."""
     intrinsics: tuple[float, ...] = ()
@@ -79,15 +90,25 @@ class FolderReader:
     """Pattern of text files with intrinsics in place of ``intrinsics``, such as
     ``*/intrinsic/intrinsic_depth.txt``. Its wildcards stand for the same text as the first ones of
     the images, so a file is for a frame, for a scene, or without wildcards for all. It has 4
-    numbers (fx fy cx cy), 6 (width and height before them), or a matrix of 3x3, 3x4 or 4x4."""
+    numbers (fx fy cx cy), 6 (width and height before them), 11 (with distortion, ignored), a matrix
+    of 3x3, 3x4 or 4x4, or JSON with such values (Record3D, Replica, Open3D)."""
     fov_deg: float = 0.0
     """Horizontal field of view in degrees, in place of ``intrinsics``; 0: unknown, 60 assumed."""
+    focal_mm: float = 0.0
+    """Focal length in millimetres, in place of ``intrinsics``; needs ``sensor_mm``."""
+    sensor_mm: str = ""
+    """Width and height of the sensor in millimetres, such as 36x24, or its width alone."""
+    unusual_camera: bool = False
+    """Take intrinsics of any field of view and any ratio of fx and fy."""
     resize_images: bool = False
     """Images of another size than their depth are resized to it (and encoded anew as JPEG), where
-    the proportions agree to 2 %; ``intrinsics`` are those of the depth's size then."""
+    the proportions agree to 2 %."""
+    intrinsics_of: Literal["depth", "image"] = "depth"
+    """With ``resize_images``: which of the two sizes the intrinsics are for."""
     scene_from: str = "parent"
     """What is a scene, the unit of splits: ``parent`` (an image's directory), a number n (its
-    first n directories), ``file`` (each frame) or ``dataset`` (all frames)."""
+    first n directories), ``file`` (each frame), ``dataset`` (all frames), or a pattern: the start
+    of the path that it matches, so that KITTI's ``*/*_drive_*/`` has both eyes in one scene."""
     depth_array: str = "depth"
     """Name of the depth array in ``.h5`` files."""
     depth_range: tuple[float, float] = (0.05, 200.0)
@@ -106,7 +127,7 @@ class FolderReader:
                 f" {images} in {self.image_glob} and {depths} in {self.depth_glob}",
             ),
             (
-                self.image_glob != self.depth_glob,
+                not self.image_glob or self.image_glob != self.depth_glob,
                 f"image_glob and depth_glob are both {self.image_glob}",
             ),
             (
@@ -141,12 +162,22 @@ class FolderReader:
             (0 <= self.fov_deg < 180, f"fov_deg: expected 0 to 180, found {self.fov_deg}"),
             (0 <= low < high, f"depth_range: expected 0 <= low < high, found {low}, {high}"),
             (
-                self.scene_from in ("parent", "file", "dataset") or self.scene_from.isdecimal(),
-                f"scene_from: expected parent, file, dataset or a number, found {self.scene_from}",
+                self.scene_from in ("parent", "file", "dataset")
+                or self.scene_from.isdecimal()
+                or bool(_wildcards(self.scene_from)),
+                "scene_from: expected parent, file, dataset or a number, or a pattern with"
+                f" wildcards, found {self.scene_from}",
+            ),
+            (
+                0 <= self.focal_mm < math.inf and bool(self.focal_mm) == bool(self.sensor_mm),
+                "focal_mm and sensor_mm: expected both, above 0, such as 18 and 36x24, found"
+                f" {self.focal_mm:g} and {self.sensor_mm or 'nothing'}",
             ),
         ):
             if not good:
                 raise UserError(message)
+        if self.sensor_mm:
+            sensor_sides(self.sensor_mm)
 
     @property
     def kind(self) -> Literal["depth", "art"]:
@@ -165,6 +196,8 @@ class FolderReader:
         paths = list(tree.walk())
         depths = _match(self.depth_glob, paths)
         images = _match(self.image_glob, set(paths).difference(depths.values()))
+        if self.pair_alone:
+            depths = _alone(images, depths)
         if self.pair_within_s > 0:
             depths = _in_time(images, depths, self.pair_within_s)
         both = images.keys() & depths.keys()
@@ -175,16 +208,12 @@ class FolderReader:
                 " --raw, and their wildcards must stand for the same text in both, or for times"
                 " with --pair_within_s)"
             )
-        if not self._cameras_given():
-            warnings.warn(
-                f"{self.raw}: neither intrinsics nor fov_deg given, assuming a horizontal field"
-                f" of view of {_ASSUMED_FOV_DEG:g} degrees",
-                stacklevel=2,
-            )
         cameras: dict[tuple[str, ...], str] = {(): ""}
         if self.intrinsics_glob:
             cameras = _match(self.intrinsics_glob, paths)
         shared = len(_wildcards(self.intrinsics_glob))
+        if self.pair_within_s > 0 and shared == len(_wildcards(self.image_glob)):
+            cameras = _in_time(images, cameras, self.pair_within_s)
         without = {parts for parts in both if parts[:shared] not in cameras}
         if without == both:
             raise tree.layout_error(
@@ -192,19 +221,20 @@ class FolderReader:
                 f" {len(cameras)} files, none for an image; the wildcards must stand for the same"
                 " text as the first ones of the images)"
             )
-        items = [
+        items = sort_items(
             self._item(tree, images[parts], depths[parts], cameras[parts[:shared]])
             for parts in both - without
-        ]
+        )
+        self._look_at_camera(items)
         excluded = [(images[parts], "no file of intrinsics") for parts in without]
         excluded += [(images[parts], "no depth file") for parts in images.keys() - both]
         excluded += [(depths[parts], "no image file") for parts in depths.keys() - both]
-        return Listing(items=sort_items(items), excluded=tuple(sorted(excluded)))
+        return Listing(items=items, excluded=tuple(sorted(excluded)))
 
     def read(self, item: Item) -> RawFrame:
         """Read one frame."""
-        picture = read_image(item.files["image"])
-        codes = self._read_depth(item.files["depth"])
+        picture = stored = read_image(item.files["image"])
+        codes = self._codes(item.files["depth"])
         if self.resize_images and codes.ndim == 2:
             picture = fit_picture(picture, *codes.shape)
         fix = "; --resize_images true brings images to the depth's size"
@@ -218,18 +248,40 @@ class FolderReader:
             width=picture.width,
             height=picture.height,
             depth=self._with_meaning(codes, item.files["depth"]),
-            K_px=self._intrinsics(item.files.get("intrinsics"), picture.width, picture.height),
+            K_px=self._intrinsics(item, picture, stored),
             split=item.split,
             meta={
-                "intrinsics_assumed": not self._cameras_given(),
+                "intrinsics_assumed": not (self._cameras_given() or item.focal_px),
                 **relative_paths(Tree(self.raw), item.files),
             },
         )
 
     def _cameras_given(self) -> Sequence[str]:
-        return [
-            name for name in ("intrinsics", "intrinsics_glob", "fov_deg") if getattr(self, name)
-        ]
+        names = ("intrinsics", "intrinsics_glob", "fov_deg", "focal_mm")
+        return [name for name in names if getattr(self, name)]
+
+    def _look_at_camera(self, items: Sequence[Item]) -> None:
+        """Say what is odd about the first frame's camera, before anything is packed.
+
+        Raises UserError if the options give one that cannot be.
+        """
+        if not self._cameras_given() and not all(item.focal_px for item in items):
+            warnings.warn(
+                f"{self.raw}: neither intrinsics nor fov_deg given, assuming a horizontal field"
+                f" of view of {_ASSUMED_FOV_DEG:g} degrees",
+                stacklevel=3,
+            )
+        try:
+            frame = self.read(items[0])
+        except BadFrame:
+            return  # packing lists it
+        assert frame.K_px is not None
+        trouble = camera_trouble(frame.K_px, frame.height, frame.width)
+        of_options = not (self.intrinsics_glob or items[0].focal_px)
+        if trouble and of_options and not self.unusual_camera:
+            raise UserError(f"{', '.join(self._cameras_given())}: {trouble}")
+        if remark := off_centre(frame.K_px, frame.height, frame.width):
+            warnings.warn(f"{self.raw}: {remark}", stacklevel=3)
 
     def _item(self, tree: Tree, image: str, depth: str, camera: str) -> Item:
         files = {"image": tree.url(image), "depth": tree.url(depth)}
@@ -239,13 +291,29 @@ class FolderReader:
 
     def _scene(self, image: str) -> str:
         directories = make_key(image).split("/")[:-1]
-        if self.scene_from == "file":
+        if _wildcards(self.scene_from):
+            start = re.match(_regex(self.scene_from), image)
+            if start is None:
+                raise UserError(f"scene_from: {self.scene_from} is no start of {image}")
+            directories = [make_key(image)[: start.end()].rstrip("/")]
+        elif self.scene_from == "file":
             return make_key(image)
-        if self.scene_from == "dataset":
+        elif self.scene_from == "dataset":
             directories = []
         elif self.scene_from != "parent":
             directories = directories[: int(self.scene_from)]
         return "/".join(directories) or self.dataset
+
+    def _codes(self, url: str) -> NDArray[Any]:
+        """The codes of a depth file, their bits in order."""
+        if self.depth_bits == "rgba":
+            return read_rgba_floats(url)
+        codes = self._read_depth(url)
+        if self.depth_bits == "plain":
+            return codes
+        if codes.dtype != np.uint16:
+            raise BadFrame("depth is not 16-bit", f"{url}: {codes.dtype}")
+        return (codes >> 3) | (codes << 13)
 
     def _read_depth(self, url: str) -> NDArray[Any]:
         extension = Tree(self.raw).path(url).rpartition(".")[2].lower()
@@ -268,7 +336,7 @@ class FolderReader:
         if hole is not None:
             metres[codes == hole] = np.nan
         if sky is not None:
-            metres[codes == sky] = np.inf
+            metres[codes >= sky] = np.inf
         low, high = self.depth_range
         known = np.isfinite(metres)
         outside = known & ((metres <= low) | (metres > high))
@@ -284,22 +352,34 @@ class FolderReader:
             log_range_m=logarithmic.log_range_m,
         )
 
-    def _intrinsics(self, url: str | None, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
-        if not url and not self.intrinsics:
-            fov = math.radians(self.fov_deg or _ASSUMED_FOV_DEG)
-            focal = width / 2 / math.tan(fov / 2)
-            return pinhole(focal, focal, width / 2, height / 2)
-        K_px = read_intrinsics(url, width, height) if url else pinhole(*self.intrinsics)
-        cx, cy = K_px[:2, 2].tolist()
-        if not self.half_pixel_centres:
-            K_px[:2, 2] += 0.5
-        if not (0 < K_px[0, 2] < width and 0 < K_px[1, 2] < height):
+    def _intrinsics(
+        self, item: Item, picture: Picture, stored: Picture
+    ) -> Float64[np.ndarray, "3 3"]:
+        """Those of ``picture``, which is ``stored`` or was made of it by resizing."""
+        url = item.files.get("intrinsics")
+        of = stored if self.intrinsics_of == "image" else picture
+        shift = 0.0 if self.half_pixel_centres else 0.5
+        if url or self.intrinsics:
+            K_px = read_intrinsics(url, of.width, of.height) if url else pinhole(*self.intrinsics)
+            K_px[:2, 2] += shift
+        else:
+            focal = item.focal_px or self._focal(of)
+            K_px = pinhole(focal, focal, of.width / 2, of.height / 2)
+        if not (0 < K_px[0, 2] < of.width and 0 < K_px[1, 2] < of.height):
+            cx, cy = (K_px[:2, 2] - shift).tolist()
             fix = f"see {url}" if url else "give --intrinsics of this size"
             raise BadFrame(
                 "principal point outside of the image",
-                f"cx {cx:g}, cy {cy:g} in {width}x{height}; {fix}",
+                f"cx {cx:g}, cy {cy:g} in {of.width}x{of.height}; {fix}",
             )
+        K_px[:2] *= [[picture.width / of.width], [picture.height / of.height]]
         return K_px
+
+    def _focal(self, of: Picture) -> float:
+        if self.focal_mm:
+            return focal_from_mm(self.focal_mm, self.sensor_mm, of.height, of.width)
+        fov = math.radians(self.fov_deg or _ASSUMED_FOV_DEG)
+        return of.width / 2 / math.tan(fov / 2)
 
 
 def _wildcards(glob: str) -> Sequence[str]:
@@ -307,18 +387,36 @@ def _wildcards(glob: str) -> Sequence[str]:
     return _WILDCARDS.findall(glob)
 
 
-def _match(glob: str, paths: Sequence[str] | set[str]) -> dict[tuple[str, ...], str]:
+def _match(glob: str, paths: Collection[str]) -> dict[tuple[str, ...], str]:
     """What each run of wildcards stands for -> path.
 
     The pattern's other text is fixed, so different paths never have the same parts.
     """
+    pattern = _regex(glob)
+    matches = (re.fullmatch(pattern, path) for path in paths)
+    return {match.groups(): match[0] for match in matches if match}
+
+
+def _regex(glob: str) -> str:
+    """A pattern as a regular expression with a group for each run of wildcards."""
     literals = _WILDCARDS.split(glob)
     runs = [f"({_translate(run)})" for run in _wildcards(glob)]
     pattern = re.escape(literals[0])
     for run, literal in zip(runs, literals[1:], strict=True):
         pattern += run + re.escape(literal)
-    matches = (re.fullmatch(pattern, path) for path in paths)
-    return {match.groups(): match[0] for match in matches if match}
+    return pattern
+
+
+def _alone(
+    images: Mapping[tuple[str, ...], str], depths: Mapping[tuple[str, ...], str]
+) -> dict[tuple[str, ...], str]:
+    """The depth files under the parts of the images that they are alone with, or their own."""
+    counts = [Counter(parts[:-1] for parts in files) for files in (images, depths)]
+    image_of = {parts[:-1]: parts for parts in images}
+    return {
+        image_of[parts[:-1]] if all(n[parts[:-1]] == 1 for n in counts) else parts: path
+        for parts, path in depths.items()
+    }
 
 
 def _in_time(

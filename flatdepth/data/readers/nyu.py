@@ -1,10 +1,14 @@
-"""NYU Depth V2 (Silberman et al., 2012) in the HDF5 layout of FastDepth (Wofk et al., 2019)."""
+"""NYU Depth V2 (Silberman et al., 2012): the labelled ``.mat`` or FastDepth's HDF5 files."""
 
+import io
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import fsspec
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,16 +19,19 @@ from flatdepth.data.readers.files import (
     encode_jpeg,
     make_key,
     pinhole,
+    read_bytes,
     read_hdf5,
+    read_hdf5_row,
     relative_paths,
     sort_items,
 )
 from flatdepth.data.shards.codec import encode_log_u16
-from flatdepth.errors import BadFrame
+from flatdepth.errors import BadFrame, UserError, import_extra
 from flatdepth.types import DepthCodes, RawFrame
 
 _SPLITS = {"train": "train", "val": "test"}
-_LAYOUT = "train/<scene>/NNNNN.h5 or val/official/NNNNN.h5"
+_LABELLED = "nyu_depth_v2_labeled.mat"
+_LAYOUT = f"train/<scene>/NNNNN.h5 or val/official/NNNNN.h5, or {_LABELLED}"
 
 # The toolbox's calibration of the colour camera, for pixel coordinates that start at 1.
 _FOCAL = (518.86, 519.47)
@@ -44,10 +51,15 @@ class NyuReader:
     The MATLAB toolbox back-projects with columns counted 1..640 and rows 1..480
     (``meshgrid(1:640, 1:480)``), where the first pixel's centre is 1; flatdepth puts it at 0.5,
     so 0.5 is *subtracted* from the principal point.
+
+    ``nyu_depth_v2_labeled.mat`` (MATLAB 7.3, which is HDF5 with all axes reversed) has 1449 frames
+    with their scenes; ``splits.mat`` beside it says which are for testing (read with SciPy).
     """
 
     raw: str
-    """Directory or URL that holds ``train`` and ``val``."""
+    """Directory or URL that holds ``train`` and ``val``, or ``nyu_depth_v2_labeled.mat``."""
+    labelled_depth: Literal["depths", "rawDepths"] = "depths"
+    """Array of the ``.mat``: ``depths``, with holes filled in, or ``rawDepths`` of the sensor."""
 
     @property
     def dataset(self) -> str:
@@ -64,7 +76,7 @@ class NyuReader:
     def list(self) -> Listing:
         """Find the frames. Raises UserError if there are none."""
         tree = Tree(self.raw)
-        items = sort_items(_find(tree))
+        items = sort_items([*_find(tree), *_find_labelled(tree)])
         if not items:
             raise tree.layout_error(_LAYOUT)
         return Listing(items=items)
@@ -72,7 +84,12 @@ class NyuReader:
     def read(self, item: Item) -> RawFrame:
         """Read one frame; the colours are encoded as JPEG, quality 95, 4:4:4."""
         url = item.files["frame"]
-        rgb, depth = read_hdf5(url, ["rgb", "depth"])
+        if url.partition("::")[0].endswith(".mat"):
+            row = int(item.key.rpartition("/")[2]) - 1
+            arrays = read_hdf5_row(url, ["images", self.labelled_depth], row)
+            rgb, depth = (array.swapaxes(-1, -2) for array in arrays)
+        else:
+            rgb, depth = read_hdf5(url, ["rgb", "depth"])
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[0] != 3:
             raise BadFrame("image is not 3xHxW uint8", f"{url}: {rgb.dtype} {rgb.shape}")
         picture = encode_jpeg(np.ascontiguousarray(rgb.transpose(1, 2, 0)))
@@ -105,6 +122,39 @@ def _find(tree: Tree) -> Iterator[Item]:
                         files={"frame": tree.url(path)},
                         split=split,
                     )
+
+
+def _find_labelled(tree: Tree) -> Iterator[Item]:
+    if not tree.is_file(_LABELLED):
+        return
+    url = tree.url(_LABELLED)
+    try:
+        with fsspec.open(url, "rb") as data, h5py.File(data, "r") as file:
+            scenes = ["".join(map(chr, file[name][:, 0])) for name in file["scenes"][0]]
+    except Exception as error:  # h5py raises nearly anything on other files
+        raise UserError(f"{url}: expected the labelled frames of NYU Depth V2 ({error})") from error
+    splits = _labelled_splits(tree)
+    for number, name in enumerate(scenes, 1):
+        scene = re.sub(r"(?<=\d)[a-z]$", "", name)
+        split = splits.get(number, "")
+        yield Item(key=f"labelled/{number:04d}", scene=scene, files={"frame": url}, split=split)
+
+
+def _labelled_splits(tree: Tree) -> dict[int, str]:
+    """Number of a labelled frame, from 1 -> its official split."""
+    if not tree.is_file("splits.mat"):
+        warnings.warn(f"{tree.root}: no splits.mat, so no official split", stacklevel=4)
+        return {}
+    url = tree.url("splits.mat")
+    matlab = import_extra("scipy", url).io
+    try:
+        table = matlab.loadmat(io.BytesIO(read_bytes(url)))
+        names = {"trainNdxs": "train", "testNdxs": "test"}
+        return {int(n): split for name, split in names.items() for n in table[name].ravel()}
+    except Exception as error:  # SciPy raises nearly anything on other files
+        raise UserError(
+            f"{url}: expected trainNdxs and testNdxs of NYU Depth V2 ({error})"
+        ) from error
 
 
 def _codes(depth: NDArray[Any], url: str) -> DepthCodes:

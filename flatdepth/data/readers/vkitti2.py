@@ -1,6 +1,7 @@
 """Virtual KITTI 2 (Cabon et al., 2020): synthetic streets, 16-bit PNG depth in centimetres."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,8 @@ from flatdepth.types import DepthCodes, RawFrame
 
 _SKY = 65535
 _COLUMNS = ("frame", "cameraID", "K[0,0]", "K[1,1]", "K[0,2]", "K[1,2]")
+_PUBLISHED = (725.0087, 725.0087, 620.5, 187.0)
+_PUBLISHED_SIZE = (1242, 375)
 _LAYOUT = (
     "SceneXX/<variant>/frames/rgb/Camera_Y/rgb_NNNNN.jpg, in the directory itself or in"
     " vkitti_2.0.3_rgb/ (with vkitti_2.0.3_depth/ and vkitti_2.0.3_textgt/ beside it)"
@@ -38,7 +41,8 @@ class VKitti2Reader:
     scene is the unit of every split. There is no official partition.
 
     ``intrinsic.txt`` counts pixel centres at integers: its cx = 620.5 and cy = 187 are the middle
-    of 1242x375 pixels, (W - 1)/2 and (H - 1)/2. Both get +0.5 here.
+    of 1242x375 pixels, (W - 1)/2 and (H - 1)/2. Both get +0.5 here. Where the file is missing, the
+    published values are taken, which are the same for all frames.
     """
 
     raw: str
@@ -61,7 +65,7 @@ class VKitti2Reader:
         return (0.0, 655.34)
 
     def list(self) -> Listing:
-        """Find the frames. Raises UserError if there are none or the intrinsics are missing."""
+        """Find the frames. Warns if intrinsics are missing. Raises UserError if there are none."""
         _read_intrinsics.cache_clear()  # the file may have been mended since the last listing
         tree = Tree(self.raw)
         rgb, depth, text = (_part(tree, part) for part in ("rgb", "depth", "textgt"))
@@ -82,10 +86,7 @@ class VKitti2Reader:
             if variant not in variants or camera not in cameras:
                 continue
             intrinsics = f"{text}{scene}/{variant}/intrinsic.txt"
-            if not tree.is_file(intrinsics):
-                raise UserError(
-                    f"{tree.url(intrinsics)}: no such file; unpack vkitti_2.0.3_textgt.tar"
-                )
+            stated = {"intrinsics": tree.url(intrinsics)} if tree.is_file(intrinsics) else {}
             rgb_dir = f"{rgb}{scene}/{variant}/frames/rgb/Camera_{camera}"
             depth_dir = f"{depth}{scene}/{variant}/frames/depth/Camera_{camera}"
             images = _numbered(tree.files(rgb_dir), r"rgb_(\d+)\.jpg")
@@ -99,11 +100,17 @@ class VKitti2Reader:
                 files = {
                     "image": tree.url(f"{rgb_dir}/{images[number]}"),
                     "depth": tree.url(f"{depth_dir}/{depths[number]}"),
-                    "intrinsics": tree.url(intrinsics),
+                    **stated,
                 }
                 items.append(Item(key=key, scene=scene, files=files))
         if not items:
             raise tree.layout_error(f"depth beside the images: {_LAYOUT}")
+        if unstated := sum("intrinsics" not in item.files for item in items):
+            warnings.warn(
+                f"{self.raw}: {unstated} frames without intrinsic.txt (vkitti_2.0.3_textgt.tar)"
+                " get the published intrinsics: fx = fy = 725.0087, cx = 620.5, cy = 187",
+                stacklevel=2,
+            )
         return Listing(items=sort_items(items), excluded=tuple(sorted(excluded)))
 
     def read(self, item: Item) -> RawFrame:
@@ -113,13 +120,8 @@ class VKitti2Reader:
         if codes.dtype != np.uint16:
             raise BadFrame("depth is not 16-bit", item.files["depth"])
         check_same_size(picture, codes, item.key)
-        _, variant, camera, number = item.key.split("/")
-        row = _read_intrinsics(item.files["intrinsics"]).get(
-            (int(number), int(camera.removeprefix("Camera_")))
-        )
-        if row is None:
-            raise BadFrame("no intrinsics", f"{item.key} is not in {item.files['intrinsics']}")
-        fx, fy, cx, cy = row
+        _, variant, camera, _ = item.key.split("/")
+        fx, fy, cx, cy = _row(item, (picture.width, picture.height))
         paths = {role: item.files[role] for role in ("image", "depth")}
         return RawFrame(
             key=item.key,
@@ -134,6 +136,22 @@ class VKitti2Reader:
             split=item.split,
             meta={"camera": camera, "variant": variant, **relative_paths(Tree(self.raw), paths)},
         )
+
+
+def _row(item: Item, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy of a frame of this width and height, for pixel centres at integers."""
+    if "intrinsics" not in item.files:
+        if size != _PUBLISHED_SIZE:
+            detail = f"{item.key} has {size}, the published ones are for {_PUBLISHED_SIZE}"
+            raise BadFrame("no intrinsics", detail)
+        return _PUBLISHED
+    _, _, camera, number = item.key.split("/")
+    row = _read_intrinsics(item.files["intrinsics"]).get(
+        (int(number), int(camera.removeprefix("Camera_")))
+    )
+    if row is None:
+        raise BadFrame("no intrinsics", f"{item.key} is not in {item.files['intrinsics']}")
+    return row
 
 
 def _part(tree: Tree, part: str) -> str:
