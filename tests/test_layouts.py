@@ -289,10 +289,11 @@ def vkitti(make: Maker) -> dict[str, Truth]:
 
 
 def vkitti_list(make: Maker) -> dict[str, Truth]:
-    """The paths of the published list are absolute; "None" and empty lines happen in others."""
+    """The paths of the published list are its authors'; "None" and empty lines are others'."""
     folder = "Scene01/clone/frames"
     found, lines = {}, ["", f"{folder}/rgb/none.jpg None"]
-    for camera, root in (("Camera_0", f"{make.root}/"), ("Camera_1", "")):
+    published = "/mnt/bn/liheyang/DepthDatasets/vKitti2/"
+    for camera, root in (("Camera_0", published), ("Camera_1", "")):
         key = f"{folder}/rgb/{camera}/rgb_00000"
         names = f"{key}.jpg", f"{folder}/depth/{camera}/depth_00000.png"
         options = {"scene": "Scene01", "K_px": K(725.0087, 725.0087, 621, 187.5), "split": "train"}
@@ -300,6 +301,25 @@ def vkitti_list(make: Maker) -> dict[str, Truth]:
         lines.append(" ".join(root + name for name in names))
     make.text("train.txt", "\n".join(lines))
     return found
+
+
+def hypersim_list(make: Maker) -> dict[str, Truth]:
+    """Distances to the optical centre in metres, float16."""
+    images = "ai_003_010/images"
+    key = f"{images}/scene_cam_00_final_preview/frame_0000_tonemap"
+    names = (
+        f"{images}/scene_cam_00_final_preview/frame.0000.tonemap.jpg",
+        f"{images}/scene_cam_00_geometry_hdf5/frame.0000.depth_meters.hdf5",
+    )
+    published = "/mnt/bn/liheyang/DepthDatasets/HyperSim/all"
+    make.text("val.txt", " ".join(f"{published}/{name}" for name in names))
+    colour = make.image(names[0], 768, 1024)
+    distance = metres(make.codes(768, 1024), 0.001).astype(np.float16)
+    with h5py.File(make.path(names[1]), "w") as file:
+        file["dataset"] = distance
+    y, x = np.mgrid[:768, :1024] - np.array([383.5, 511.5])[:, None, None]
+    z = distance.astype(np.float64) * 886.81 / np.sqrt(x**2 + y**2 + 886.81**2)
+    return {key: Truth("ai_003_010", colour, z, K(886.81, 886.81, 512, 384), "val")}
 
 
 def nyu_list(make: Maker) -> dict[str, Truth]:
@@ -337,7 +357,10 @@ MAKERS: dict[str, Callable[[Maker], dict[str, Truth]]] = {
     "Virtual KITTI 2": vkitti,
     "NYU Depth v2, labelled `.mat` (or FastDepth's h5)": nyu,
     "NYU Depth v2, lists with focal lengths": nyu_list,
-    "Depth Anything V2's lists (Virtual KITTI 2)": vkitti_list,
+    "Depth Anything V2's lists of Hypersim (cameras of tilted sensors need `hypersim`)": (
+        hypersim_list
+    ),
+    "Depth Anything V2's lists of Virtual KITTI 2": vkitti_list,
     "KITTI, raw and annotated depth, per day and split": kitti,
     "SUN RGB-D": sun_rgbd,
     "ScanNet, exported": scannet,
@@ -580,18 +603,26 @@ def test_a_file_of_intrinsics_that_cannot_be_costs_its_frame(
 
 def test_lists_say_what_they_lack(tmp_path: Path) -> None:
     make = Maker(tmp_path)
-    make.text("val.txt", "a.jpg b.png 5 6\n")
-    make.text("test_files.txt", "a.jpg None\n")
-    for name, said in (("val.txt", r"found 'a\.jpg b\.png 5 6'"), ("test_files.txt", "found none")):
+    for number, (text, said) in enumerate(
+        (
+            ("a.jpg b.png 5 6", r"found 'a\.jpg b\.png 5 6'"),
+            ("a.jpg b.png -5", r"found 'a\.jpg b\.png -5'"),
+            ("a.jpg", r"found 'a\.jpg'"),
+            ("a.jpg None", "found none"),
+        )
+    ):
+        make.text(f"{number}.txt", text)
         with pytest.raises(UserError, match=said):
-            ListReader(str(tmp_path), 0.001, file=str(tmp_path / name), fov_deg=60.0).list()
+            ListReader(str(tmp_path), 0.001, file=f"{tmp_path}/{number}.txt").list()
     with pytest.raises(UserError, match=r"gone\.txt: no list of images and depth files"):
         ListReader(str(tmp_path), 0.001, file=str(tmp_path / "gone.txt")).list()
 
 
 def test_lists_assume_a_camera_where_they_state_none(tmp_path: Path) -> None:
     rgbd(tmp_path)
-    Path(tmp_path, "all.txt").write_text("rgb/a.png depth/a.png\nrgb/b.png depth/b.png 500")
+    Path(tmp_path, "all.txt").write_text(
+        f"{tmp_path}/rgb/a.png {tmp_path}/depth/a.png\nrgb/b.png depth/b.png 5e2"
+    )
     reader = ListReader(str(tmp_path), 0.001, file=str(tmp_path / "all.txt"), split="val")
     with pytest.warns(UserWarning, match="assuming a horizontal field of view of 60 degrees"):
         items = reader.list().items

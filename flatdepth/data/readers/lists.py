@@ -1,5 +1,6 @@
 """RGB-D frames named by a text file, as Depth Anything V2's metric training has them."""
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +22,14 @@ class ListReader(FolderReader):
     """
 
     raw: str
-    """Directory or URL that the paths of the list start from; also those with a leading slash that
-    do not name it (NYU's lists have one)."""
+    """Directory or URL that the paths of the list start from, with a leading slash or without."""
     file: str = field(kw_only=True)
     """Path or URL of the list; its place may also be right behind the command."""
     split: Literal["name", "train", "val", "test", "none"] = field(default="name", kw_only=True)
     """Partition of its frames; ``name``: the one that the name of the list has in it, if any."""
+
+    listed_root: str = field(default="", kw_only=True)
+    """What the list has in place of ``raw`` at the start of its paths."""
 
     image_glob: str = field(default="", init=False)
     depth_glob: str = field(default="", init=False)
@@ -65,12 +68,16 @@ class ListReader(FolderReader):
 
     def _parse(self, line: str) -> tuple[str, str, float]:
         """Image and depth below ``raw``, and the focal length in pixels, 0 if there is none."""
-        root = f"{Path(self.raw).absolute()}/"
-        match line.split():
-            case [image, depth, *focal] if re.fullmatch(r"(\d*\.?\d+)?", " ".join(focal)):
-                image, depth = (p.removeprefix(root).lstrip("/") for p in (image, depth))
-                return image, depth, float(*focal)
-        raise UserError(
-            f"{self.file}: expected image, depth and, if known, a focal length in pixels, found"
-            f" {line!r}"
-        )
+        root = self.listed_root or f"{Path(self.raw).absolute()}/"
+        try:
+            words = line.split()
+            image, depth, focal_px = words if len(words) == 3 else [*words, "0"]
+            if not 0 <= float(focal_px) < math.inf:
+                raise ValueError
+        except ValueError as error:
+            raise UserError(
+                f"{self.file}: expected image, depth and, if known, a focal length in pixels, found"
+                f" {line!r}"
+            ) from error
+        image, depth = (path.removeprefix(root).lstrip("/") for path in (image, depth))
+        return image, depth, float(focal_px)
