@@ -126,6 +126,11 @@ def _with_config_files(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def plain_warning(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning on one line, without the place in the code; for ``warnings.formatwarning``."""
+    return f"warning: {message}\n"
+
+
 def plain_text(message: str) -> str:
     """jsonargparse's message on one line, in plain words."""
     text = " ".join(message.split())
