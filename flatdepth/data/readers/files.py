@@ -277,18 +277,17 @@ def _depth_is_upright(
     image: Image.Image, orientation: int, depth_shape: tuple[int, ...] | None, url: str
 ) -> bool:
     """Whether a depth map is that of a rotated image as it is shown and not as it is stored."""
-    width, height = image.size
-    fits = [
-        depth_shape is not None and len(depth_shape) == 2 and _same_proportions(*size, *depth_shape)
-        for size in ((height, width), (width, height) if orientation > 4 else (height, width))
-    ]
-    if depth_shape is None or all(fits):
-        raise BadFrame(
-            "image rotated by EXIF",
-            f"{url}: orientation {orientation}, and the depth's size does not tell whether it is"
-            " that of the image as stored or as shown; save the image turned and without the tag",
-        )
-    return fits[1]
+    if depth_shape is not None:
+        shown = image.size if orientation > 4 else image.size[::-1]
+        as_stored = _same_proportions(*image.size[::-1], *depth_shape)
+        as_shown = _same_proportions(*shown, *depth_shape)
+        if not (as_stored and as_shown):
+            return as_shown
+    raise BadFrame(
+        "image rotated by EXIF",
+        f"{url}: orientation {orientation}, and the depth's size does not tell whether it is"
+        " that of the image as stored or as shown; save the image turned and without the tag",
+    )
 
 
 def _same_proportions(height: int, width: int, other_height: int, other_width: int) -> bool:
