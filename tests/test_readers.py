@@ -801,6 +801,7 @@ def test_folder_reads_intrinsics_from_files(tmp_path, text, skew):
         (b"500 510 nan 2.5", "no intrinsics"),
         (b"500 510 319.5 239.5", "cx 319.5, cy 239.5 in 8x6; see .*camera.txt"),
         (b"\xff\xfe", "camera.txt: 'utf-8' codec"),
+        (b"1 " * 40_000, "camera.txt: more than 65536 bytes"),
     ],
 )
 def test_folder_refuses_intrinsics_that_are_none(tmp_path, text, said):

@@ -75,6 +75,8 @@ TURNS = {
 }
 """What turns a picture upright, by its EXIF orientation."""
 
+_TEXT_BYTES = 1 << 16
+
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
 
 
@@ -151,8 +153,8 @@ class Tree:
         return sorted(entries)
 
 
-def read_bytes(url: str) -> bytes:
-    """The whole file. Raises BadFrame if it is missing, unreadable or has over ``MAX_BYTES``.
+def read_bytes(url: str, limit: int = MAX_BYTES) -> bytes:
+    """The whole file. Raises BadFrame if it is missing, unreadable or has over ``limit`` bytes.
 
     Other failures stay loud, and so does refusal by a remote file system, which more likely comes
     from credentials than from the file.
@@ -161,15 +163,15 @@ def read_bytes(url: str) -> bytes:
     try:
         with opening as file:
             known_size = getattr(file, "size", None) or 0  # zip members and the like have none
-            data = b"" if known_size > MAX_BYTES else bytes(file.read(MAX_BYTES + 1))
+            data = b"" if known_size > limit else bytes(file.read(limit + 1))
     except FileNotFoundError as error:
         raise BadFrame("file missing", url) from error
     except OSError as error:
         if error.errno not in _NO_ACCESS or not isinstance(opening.fs, LocalFileSystem):
             raise
         raise BadFrame("file unreadable", f"{url}: {error.strerror}") from error
-    if max(known_size, len(data)) > MAX_BYTES:
-        raise BadFrame("file too large", f"{url}: more than {MAX_BYTES} bytes")
+    if max(known_size, len(data)) > limit:
+        raise BadFrame("file too large", f"{url}: more than {limit} bytes")
     return data
 
 
@@ -425,7 +427,7 @@ def read_intrinsics(url: str, width: int, height: int) -> Float64[np.ndarray, "3
     """
     reason = "intrinsics unreadable"
     try:
-        words = re.split(r"[\s,;\[\]()]+", read_bytes(url).decode("utf-8-sig"))
+        words = re.split(r"[\s,;\[\]()]+", read_bytes(url, _TEXT_BYTES).decode("utf-8-sig"))
         numbers = [float(word) for word in words if word]
     except ValueError as error:
         raise BadFrame(reason, f"{url}: {error}") from error
