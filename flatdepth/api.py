@@ -207,7 +207,7 @@ def _photo(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Photo:
     if isinstance(image, str | os.PathLike):
         return open_photo(Path(image))
     if isinstance(image, Image.Image):
-        return upright(image, "image")
+        return upright(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise UserError(
             f"image: expected uint8 of shape (h, w, 3), got {image.dtype} of shape {image.shape}; "

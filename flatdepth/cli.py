@@ -156,6 +156,11 @@ def _nulls(kind: Any, values: Namespace, prefix: str = "") -> Iterator[str]:
                 yield from _nulls(inner, entry, f"{prefix}{name}.")
 
 
+def plain_warning(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning on one line, without the place in the code; for ``warnings.formatwarning``."""
+    return f"warning: {message}\n"
+
+
 def plain_text(message: str) -> str:
     """jsonargparse's message on one line, in plain words."""
     text = " ".join(message.split())

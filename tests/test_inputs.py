@@ -77,7 +77,7 @@ def test_jpeg_and_heic_are_turned_upright(tmp_path: Path, orientation: int) -> N
     pixels = np.ascontiguousarray(stored(upright, orientation))
     exif = oriented(orientation).tobytes()
     # In HEIC the tag becomes boxes (irot, imir) that the decoder applies; it must count once.
-    for name in ("a.jpg", "a.heic", "a.mpo"):
+    for name in ("a.jpg", "a.heic", "a.avif", "a.mpo"):
         image = open_photo(save(tmp_path / name, pixels, exif=exif, quality=95)).image
         assert image.shape == upright.shape, name
         for v, u in ((12, 20), (50, 20), (12, 80), (50, 80)):
@@ -97,6 +97,11 @@ def test_colour_modes_become_rgb(tmp_path: Path, upright: np.ndarray) -> None:
     np.testing.assert_array_equal(open_photo(save(tmp_path / "l.png", grey)).image, repeated)
     deep = grey.astype(np.uint16) * 256 + 77
     np.testing.assert_array_equal(open_photo(save(tmp_path / "i16.png", deep)).image, repeated)
+    twelve = grey.astype(np.uint16) * 16 + 7
+    path = save(tmp_path / "i12.png", twelve)
+    np.testing.assert_array_equal(open_photo(path, image_bits=12).image, repeated)
+    with pytest.raises(BadFrame, match=f"values up to {twelve.max()}, more than 8 bits"):
+        open_photo(path, image_bits=8)
     bits = Image.fromarray(grey).convert("1")
     assert set(np.unique(open_photo(save(tmp_path / "1.png", bits)).image)) == {0, 255}
     palette = Image.fromarray(upright).quantize(200)
@@ -242,10 +247,15 @@ def names(found: list[Input]) -> list[str]:
 
 def test_outputs_are_named_after_their_inputs(tmp_path: Path) -> None:
     touch(tmp_path, "p/a/1.jpg", "p/a/2.PNG", "p/b/1.jpg", "p/b/1.heic", "p/notes.txt", "q/1.jpg")
+    touch(tmp_path, "p/a/1.gif", "p/b/2.GIF", "q/.notes.txt")
     touch(tmp_path, "p/.hidden.jpg", "p/.cache/1.jpg")
     out = tmp_path / "out"
     assert names(find_inputs([str(tmp_path / "q/1.jpg")], out)) == ["1"]
-    assert names(find_inputs([str(tmp_path / "p")], out)) == ["a/1", "a/2", "b/1.heic", "b/1.jpg"]
+    with pytest.warns(
+        UserWarning, match=r"/p: files left unread by their endings: 2 \.gif, 1 \.txt"
+    ):
+        found = find_inputs([str(tmp_path / "p")], out)
+    assert names(found) == ["a/1", "a/2", "b/1.heic", "b/1.jpg"]
     assert names(find_inputs([str(tmp_path / "p" / "**" / "1.jpg")], out)) == ["a/1", "b/1"]
     both = [str(tmp_path / "q"), str(tmp_path / "p/a/1.jpg")]
     assert names(find_inputs(both, out)) == ["q/1", "p/a/1"]

@@ -32,7 +32,7 @@ from flatdepth.errors import UserError
 from flatdepth.geometry import View
 from flatdepth.types import Batch, Frame
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from flatdepth.cli import as_called, called, plain_text
+from flatdepth.cli import as_called, called, plain_text, plain_warning
 from flatdepth.data import pack
 from flatdepth.data.readers import READERS
 from flatdepth.errors import UserError
@@ -39,7 +39,7 @@ class Parser(ArgumentParser):
 
 
 def main(argv: list[str]) -> int:
-    warnings.formatwarning = _plain_warning
+    warnings.formatwarning = plain_warning
     if not argv or argv[0] in ("-h", "--help"):
         rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in READERS.items())
         print(as_called("pack", OVERVIEW.format(readers=rows)))
@@ -150,7 +150,3 @@ def _part(text: str) -> tuple[int, int]:
     if not (slash and i.isdecimal() and n.isdecimal()):
         raise UserError(f"--part must be i/n, such as 1/4, not {text!r}")
     return int(i), int(n)
-
-
-def _plain_warning(message: Warning | str, *_: object, **__: object) -> str:
-    return f"warning: {message}\n"

@@ -17,14 +17,16 @@ Exit code: 0 all inputs done; 1 some were skipped, each is named; 2 wrong usage,
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
-from flatdepth.cli import Parser, as_called, called
+from flatdepth.cli import Parser, as_called, called, plain_warning
 from flatdepth.errors import UserError
 from flatdepth.models.precision import best_device
 
 
 def main(argv: list[str]) -> int:
+    warnings.formatwarning = plain_warning
     chosen = parser().parse_intermixed_args(argv)
     import torch
 
@@ -44,6 +46,7 @@ def main(argv: list[str]) -> int:
         unusual_camera=chosen.unusual_camera == "true",
         prune=chosen.prune,
         overwrite=chosen.overwrite,
+        image_bits=chosen.image_bits,
     )
     device = torch.device(chosen.device) if chosen.device else best_device()
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -82,6 +85,13 @@ def parser() -> Parser:
         help="what to write: depth, npy, colour, side, ply (default: depth,colour,side)",
     )
     add("--overwrite", action="store_true", help="replace outputs that exist")
+    add(
+        "--image_bits",
+        type=int,
+        default=16,
+        metavar="N",
+        help="bits of 16-bit grey images, as pack.py takes them (default: 16)",
+    )
     network = result.add_argument_group("network").add_argument
     network("--size", type=int, default=518, help="shorter side of its input in px (default: 518)")
     network("--tiles", action="store_true", help="full resolution from tiles of --size px")

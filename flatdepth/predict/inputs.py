@@ -5,7 +5,6 @@ and the focal length is wanted. Damage is a ``BadFrame`` whose detail is readabl
 """
 
 import glob
-import importlib.util
 import math
 import os
 from collections import defaultdict
@@ -20,34 +19,22 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 # The packer's conversion of colour modes, so that a network sees pixels as it did in training.
-from flatdepth.data.readers.files import MAX_BYTES, _to_rgb, printable
+from flatdepth.data.readers.files import (
+    EXTENSIONS,
+    FORMAT_NAMES,
+    HEAD_BYTES,
+    MAX_BYTES,
+    TURNS,
+    check_tiles,
+    image_formats,
+    printable,
+    to_rgb,
+    warn_of_unread,
+)
 from flatdepth.data.shards.codec import MAX_PIXELS
 from flatdepth.errors import BadFrame, UserError
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".mpo", ".png", ".webp", ".heic", ".heif", ".tif", ".tiff"}
-    | {".bmp", ".ppm", ".pgm"}
-)
-"""What is taken from a folder; a file that is named itself may be called anything."""
-
-# Pillow knows formats that run other programs (EPS); only plain raster formats are ever tried.
-_FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"]
-_FORMAT_NAMES = "JPEG, MPO, PNG, WebP, HEIC, TIFF, BMP or PPM"
-_HEIF_BRANDS = frozenset(
-    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1"}
-)
-
 _ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 _EXIF_IFD = 0x8769
 _FOCAL_MM = 0x920A
 _FOCAL_35MM = 0xA405
@@ -89,7 +76,7 @@ def find_inputs(arguments: Sequence[str], out: Path) -> list[Input]:
     Outputs keep the inputs' folders below the common parent of all arguments. They are named
     without the extension unless two inputs of one folder would then share a name. Folders and
     patterns leave out hidden files and what lies in ``out``, so that a second run does not take
-    the pictures of the first one.
+    the pictures of the first one. A warning counts what else folders hold, by ending.
 
     Raises:
         UserError: an argument names nothing, a folder cannot be read, or ``out`` is one of them.
@@ -127,12 +114,14 @@ def _expand(argument: str, forbidden: Path) -> tuple[Path, list[Path]]:
     if os.path.isdir(path):  # noqa: PTH112
         if path.resolve() == forbidden:
             raise UserError(f"--out: {argument} is also an input; choose another folder")
-        files = list(_walk(path, forbidden))
+        listed = list(_walk(path, forbidden))
+        files = [file for file in listed if file.suffix.lower() in EXTENSIONS]
         if not files:
             raise UserError(
                 f"{argument}: expected a folder with pictures ({', '.join(sorted(EXTENSIONS))}), "
                 "found none; to read files of another name, name them or use a pattern"
             )
+        warn_of_unread(argument, [str(file) for file in {*listed} - {*files}])
         return path, files
     if glob.has_magic(argument):
         parts = Path(argument).expanduser().parts
@@ -168,7 +157,7 @@ def _walk(folder: Path, forbidden: Path) -> Iterator[Path]:
         )
         for name in sorted(files):
             path = here / name
-            if not _hidden(name) and path.suffix.lower() in EXTENSIONS and _is_readable(path):
+            if not _hidden(name) and _is_readable(path):
                 yield path
 
 
@@ -187,33 +176,30 @@ def _unlisted(error: OSError) -> NoReturn:
     ) from error
 
 
-def open_photo(path: Path) -> Photo:
+def open_photo(path: Path, image_bits: int = 16) -> Photo:
     """Open a picture of any colour mode and turn it upright.
 
-    Transparent pixels show white behind, 16-bit values keep their high byte, of several pictures
-    in a file the first is taken. Safe to call from many threads. Pillow may warn of damaged
-    metadata.
+    Transparent pixels show white behind, of 16-bit grey, whose values have ``image_bits``, the
+    highest 8 are taken, and of several pictures in a file the first. Safe to call from many
+    threads. Pillow may warn of damaged metadata.
 
     Raises:
         BadFrame: it is no picture, damaged, absurdly large, or cannot be read.
     """
     with _opened(path) as image:
-        return upright(image, str(path))
+        return upright(image, image_bits)
 
 
-def upright(image: Image.Image, name: str) -> Photo:
-    """An opened picture as ``open_photo`` gives it; ``name`` is for messages.
+def upright(image: Image.Image, image_bits: int = 16) -> Photo:
+    """An opened picture as ``open_photo`` gives it.
 
     Raises:
-        BadFrame: its values are not of 8 or 16 bits.
+        BadFrame: its values are not of 8 or 16 bits, or have more than ``image_bits``.
     """
     image.load()
     exif, details = _read_exif(image)
-    if image.mode == "F":
-        detail = "the image holds floating-point values; save it with 8 or 16 bits"
-        raise BadFrame("image is not 8- or 16-bit", detail)
-    pixels = np.asarray(_to_rgb(image, name))
-    turn = _TURNS.get(int(_number(exif.get(_ORIENTATION))))
+    pixels = np.asarray(to_rgb(image, image_bits))
+    turn = TURNS.get(int(_number(exif.get(_ORIENTATION))))
     if turn is not None:
         pixels = np.asarray(Image.fromarray(pixels).transpose(turn))
     height, width = pixels.shape[:2]
@@ -231,7 +217,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture of at most ``MAX_PIXELS``; what goes wrong with it then becomes a BadFrame."""
     try:
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(HEAD_BYTES)
             if not head:
                 raise BadFrame("empty", "the file is empty")
             if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
@@ -240,17 +226,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                     f"the file has {size} bytes; save the image with at most {MAX_BYTES} bytes",
                 )
             file.seek(0)
-            with Image.open(file, formats=_formats(head)) as image:
+            with Image.open(file, formats=image_formats(head)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadFrame(
                         "too large",
                         f"the image has {image.width} x {image.height} pixels; shrink it to at "
                         f"most {MAX_PIXELS} pixels",
                     )
+                check_tiles(image)
                 yield image
     except UnidentifiedImageError as error:
         raise BadFrame(
-            "not an image", f"the file is damaged or not an image ({_FORMAT_NAMES})"
+            "not an image", f"the file is damaged or not an image ({FORMAT_NAMES})"
         ) from error
     except Image.DecompressionBombError as error:
         raise BadFrame(
@@ -290,20 +277,6 @@ def focal_from_exif(details: Mapping[int, object], height: int, width: int) -> f
 def _plausible(focal_px: float, diagonal_px: float) -> bool:
     """Whether a lens could be so: from fisheye to the longest telephoto lenses; not 0 or NaN."""
     return 0.1 < focal_px / diagonal_px < 100
-
-
-def _formats(head: bytes) -> list[str]:
-    """The formats to try on a file that begins so."""
-    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS:
-        return _FORMATS
-    if importlib.util.find_spec("pillow_heif") is None:
-        raise BadFrame(
-            "HEIC", "HEIC pictures need pillow-heif; install it with: pip install pillow-heif"
-        )
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
-    return ["HEIF"]
 
 
 def _read_exif(image: Image.Image) -> tuple[Mapping[int, object], Mapping[int, object]]:

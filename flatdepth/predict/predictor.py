@@ -104,6 +104,7 @@ class PredictOptions:
         unusual_camera: take any field of view and any ratio of fx and fy.
         prune: points are left out where depth jumps by more than this share.
         overwrite: replace output files that exist.
+        image_bits: bits of 16-bit grey images, as flatdepth pack takes them.
 
     Raises:
         UserError: a value is out of range; the message names the option of ``flatdepth predict``.
@@ -121,8 +122,12 @@ class PredictOptions:
     unusual_camera: bool = False
     prune: float = 0.05
     overwrite: bool = False
+    image_bits: int = 16
 
     def __post_init__(self) -> None:
+        _require(
+            8 <= self.image_bits <= 16, f"--image_bits: expected 8 to 16, got {self.image_bits}"
+        )
         _require(bool(self.write), f"--write: expected some of {', '.join(SUFFIXES)}, got none")
         _require(
             self.size > 0 and self.size % PATCH == 0,
@@ -559,7 +564,7 @@ def _predicted(
 
 
 def _open(item: Input, options: PredictOptions) -> _Opened:
-    photo = open_photo(item.path)
+    photo = open_photo(item.path, options.image_bits)
     height, width = photo.image.shape[:2]
     wanted = "ply" in options.write
     return _Opened(

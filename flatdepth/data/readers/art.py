@@ -6,11 +6,21 @@ from functools import lru_cache
 from typing import Literal
 
 from flatdepth.data.readers.base import Item, Listing
-from flatdepth.data.readers.files import Tree, make_key, printable, read_art, read_table, sort_items
+from flatdepth.data.readers.files import (
+    EXTENSIONS,
+    OTHER_IMAGES,
+    Tree,
+    ending,
+    make_key,
+    printable,
+    read_art,
+    read_table,
+    sort_items,
+    warn_of_unread,
+)
 from flatdepth.errors import UserError
 from flatdepth.types import RawFrame
 
-_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "ppm")
 _CREDITS = "CREDITS.tsv"
 
 
@@ -42,13 +52,16 @@ class ArtReader:
         return (0.0, float("inf"))
 
     def list(self) -> Listing:
-        """Find the pictures. Raises UserError if there are none or a credits file is damaged."""
+        """Find the pictures. Warns of images in other formats.
+
+        Raises UserError if there are no pictures or a credits file is damaged.
+        """
         _read_credits.cache_clear()  # the file may have been mended since the last listing
         tree = Tree(self.raw)
         paths = dict.fromkeys(tree.walk())  # in order, with fast look-up
         items = []
         for path in paths:
-            if path.rpartition(".")[2].lower() not in _EXTENSIONS:
+            if ending(path) not in EXTENSIONS:
                 continue
             key = make_key(path)
             files = {"image": tree.url(path)}
@@ -59,7 +72,8 @@ class ArtReader:
                 _read_credits(files["credits"])
             items.append(Item(key=key, scene=key, files=files))
         if not items:
-            raise tree.layout_error(f"image files ({', '.join(_EXTENSIONS)})")
+            raise tree.layout_error(f"image files ({', '.join(sorted(EXTENSIONS))})")
+        warn_of_unread(self.raw, [path for path in paths if ending(path) in OTHER_IMAGES])
         return Listing(items=sort_items(items))
 
     def read(self, item: Item) -> RawFrame:

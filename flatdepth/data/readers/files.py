@@ -6,14 +6,15 @@ file system or directory is a ``UserError``.
 
 import csv
 import errno
+import importlib.util
 import io
-import json
 import math
 import re
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,59 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from flatdepth.data.readers.base import Item
 from flatdepth.data.shards.codec import MAX_PIXELS
 from flatdepth.data.shards.read import is_intrinsics
 from flatdepth.errors import BadFrame, UserError
+from flatdepth.untrusted import parse_json
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".tif", ".tiff"}
+    | {".bmp", ".ppm", ".pgm"}
+)
+"""Endings of the images that are looked for in a directory; files may hold another format."""
+
+FORMAT_NAMES = "JPEG, MPO, PNG, WebP, AVIF, HEIC, TIFF, BMP or PPM"
+
+OTHER_IMAGES = frozenset(
+    {".gif", ".jxl", ".jp2", ".svg", ".tga", ".psd", ".exr", ".hdr", ".dng", ".raw", ".cr2"}
+    | {".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+)
+"""Endings of images that are not read."""
 
 # Pillow knows formats that run other programs (EPS); only plain raster formats are ever tried.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "PPM")
+_HEIF_BRANDS = frozenset(
+    {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1"}
+)
+HEAD_BYTES = 64
+"""Of a file, enough for ``image_formats``."""
+
 # An MPO is a JPEG with more JPEGs appended; every JPEG decoder reads its first picture.
 _KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _EXIF_ORIENTATION = 0x0112
+_GREY_TYPES = {"1": np.bool_, "L": np.uint8, "I": np.int32, "F": np.float32}
 
 MAX_BYTES = 8 * MAX_PIXELS
 """Files and arrays above this are refused: room for the 16-bit RGBA of an image of MAX_PIXELS."""
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
+
+_TEXT_BYTES = 1 << 24  # Record3D has the poses of all frames in the same file
+
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
-_UPRIGHT = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +154,8 @@ class Tree:
         return sorted(entries)
 
 
-def read_bytes(url: str) -> bytes:
-    """The whole file. Raises BadFrame if it is missing, unreadable or has over ``MAX_BYTES``.
+def read_bytes(url: str, limit: int = MAX_BYTES) -> bytes:
+    """The whole file. Raises BadFrame if it is missing, unreadable or has over ``limit`` bytes.
 
     Other failures stay loud, and so does refusal by a remote file system, which more likely comes
     from credentials than from the file.
@@ -128,15 +164,15 @@ def read_bytes(url: str) -> bytes:
     try:
         with opening as file:
             known_size = getattr(file, "size", None) or 0  # zip members and the like have none
-            data = b"" if known_size > MAX_BYTES else bytes(file.read(MAX_BYTES + 1))
+            data = b"" if known_size > limit else bytes(file.read(limit + 1))
     except FileNotFoundError as error:
         raise BadFrame("file missing", url) from error
     except OSError as error:
         if error.errno not in _NO_ACCESS or not isinstance(opening.fs, LocalFileSystem):
             raise
         raise BadFrame("file unreadable", f"{url}: {error.strerror}") from error
-    if max(known_size, len(data)) > MAX_BYTES:
-        raise BadFrame("file too large", f"{url}: more than {MAX_BYTES} bytes")
+    if max(known_size, len(data)) > limit:
+        raise BadFrame("file too large", f"{url}: more than {limit} bytes")
     return data
 
 
@@ -179,27 +215,87 @@ def sort_items(items: Iterable[Item]) -> tuple[Item, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
+def ending(path: str) -> str:
+    """The ending of a file's path or URL in small letters: ``.png``, or "" if there is none."""
+    found = re.search(r"\.[^./]+$", path.partition("::")[0])
+    return found[0].lower() if found else ""
+
+
+def warn_of_unread(root: str, paths: Iterable[str]) -> None:
+    """One warning that counts ``paths`` by their endings, if there are any."""
+    counts = sorted(Counter(ending(path) or "without" for path in paths).items())
+    if counts:
+        listed = ", ".join(f"{number} {name}" for name, number in counts)
+        warnings.warn(
+            f"{printable(root)}: files left unread by their endings: {listed}", stacklevel=3
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """The bytes of an image file that fully decodes, with its format and size in pixels."""
+    """The bytes of an image file that fully decodes, with its format and size in pixels.
+
+    ``turned_from`` is the EXIF orientation that it was turned upright from, 1 if it was not.
+    """
 
     image: bytes
     image_ext: str
     width: int
     height: int
+    turned_from: int = 1
 
 
-def read_image(url: str) -> Picture:
+def read_image(
+    url: str, depth_shape: tuple[int, ...] | None = None, image_bits: int = 16
+) -> Picture:
     """The colour image of an RGB-D frame: jpg, png and webp as they are, the rest as JPEG.
 
-    Raises BadFrame if it is missing, damaged, absurdly large, or shown rotated by its EXIF data
-    (the depth map would not fit).
+    Depth belongs to the pixels as they are stored or, where the image's EXIF data tell viewers to
+    turn it, to the image as it is shown. The proportions of the depth decide. An image that it
+    fits only when turned upright is turned, and encoded as JPEG.
+
+    Args:
+        depth_shape: (H, W) of the depth map, if it is known.
+        image_bits: bits that the values of 16-bit grey images have; they are encoded as JPEG if
+            these are fewer than 16.
+
+    Raises:
+        BadFrame: the image is missing, damaged, absurdly large, has values of more than
+            ``image_bits``, or it cannot be told whether the depth fits it turned or not.
     """
     data = read_bytes(url)
     image, orientation = _decode(data, url)
-    if orientation not in _UPRIGHT:
-        raise BadFrame("image rotated by EXIF", f"{url}: orientation {orientation}")
-    return _keep(data, image) or encode_jpeg(_to_rgb(image, url))
+    turn = orientation in TURNS and _depth_is_upright(image, orientation, depth_shape, url)
+    kept = None if turn or (image_bits < 16 and _is_deep(image)) else _keep(data, image)
+    if kept is not None:
+        return kept
+    with damage_named("image unreadable", url):
+        pixels = to_rgb(image, image_bits)
+    if turn:
+        return replace(encode_jpeg(pixels.transpose(TURNS[orientation])), turned_from=orientation)
+    return encode_jpeg(pixels)
+
+
+def _depth_is_upright(
+    image: Image.Image, orientation: int, depth_shape: tuple[int, ...] | None, url: str
+) -> bool:
+    """Whether a depth map is that of a rotated image as it is shown and not as it is stored."""
+    if depth_shape is not None:
+        shown = image.size if orientation > 4 else image.size[::-1]
+        as_stored = _same_proportions(*image.size[::-1], *depth_shape)
+        as_shown = _same_proportions(*shown, *depth_shape)
+        if not (as_stored and as_shown):
+            return as_shown
+    raise BadFrame(
+        "image rotated by EXIF",
+        f"{url}: orientation {orientation}, and the depth's size does not tell whether it is"
+        " that of the image as stored or as shown; save the image turned and without the tag",
+    )
+
+
+def _same_proportions(height: int, width: int, other_height: int, other_width: int) -> bool:
+    """Whether two sizes, each at least one pixel, have the same proportions to 2 %."""
+    return abs(width * other_height - height * other_width) <= 0.02 * height * other_width
 
 
 def read_art(url: str, max_side: int) -> Picture:
@@ -211,10 +307,13 @@ def read_art(url: str, max_side: int) -> Picture:
     data = read_bytes(url)
     image, orientation = _decode(data, url)
     small = max_side == 0 or max(image.size) <= max_side
-    kept = _keep(data, image) if small and orientation in _UPRIGHT else None
+    kept = _keep(data, image) if small and orientation not in TURNS else None
     if kept is not None:
         return kept
-    pixels = _to_rgb(ImageOps.exif_transpose(image), url)
+    with damage_named("image unreadable", url):
+        pixels = to_rgb(image)
+    if orientation in TURNS:
+        pixels = pixels.transpose(TURNS[orientation])
     if not small:
         shrink = max_side / max(pixels.size)
         width, height = (max(1, round(side * shrink)) for side in pixels.size)
@@ -223,29 +322,57 @@ def read_art(url: str, max_side: int) -> Picture:
 
 
 def encode_jpeg(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> Picture:
-    """RGB pixels as JPEG, quality 95, full-resolution colour, always the same settings."""
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(image)
+    """RGB pixels as JPEG, quality 95, full-resolution colour, always the same settings.
+
+    Raises BadFrame if a side is longer than JPEG knows.
+    """
+    pixels = Image.fromarray(np.asarray(image))  # without the source's EXIF, comment and profile
     buffer = io.BytesIO()
-    # Without the source's EXIF, so that nothing turns an upright picture a second time.
-    image.save(buffer, "JPEG", quality=95, subsampling=0, optimize=False, progressive=False)
-    return Picture(image=buffer.getvalue(), image_ext="jpg", width=image.width, height=image.height)
+    with damage_named("image cannot be stored as JPEG", f"{pixels.width}x{pixels.height}"):
+        pixels.save(buffer, "JPEG", quality=95, subsampling=0, optimize=False, progressive=False)
+    return Picture(
+        image=buffer.getvalue(), image_ext="jpg", width=pixels.width, height=pixels.height
+    )
+
+
+def grey_maximum(url: str) -> int:
+    """The largest value of a 16-bit grey image, 0 for other images. Raises BadFrame if damaged."""
+    image, _ = _decode(read_bytes(url), url)
+    with damage_named("image unreadable", url):
+        return int(np.asarray(image).max()) if _is_deep(image) else 0
 
 
 def read_depth_image(url: str) -> NDArray[Any]:
-    """The (H, W) uint16 codes of a 16-bit PNG, PGM or TIFF, or the float32 ones of a TIFF.
+    """The (H, W) uint16 codes of a 16-bit PNG, PGM or TIFF, or the float32 ones of a TIFF or PFM.
 
     Raises BadFrame for anything else: 8-bit and colour images are drawings of depth, not depth.
     """
+    values = read_grey_image(url)
+    if values.dtype not in (np.uint16, np.float32):
+        raise BadFrame("depth is not 16-bit", f"{url}: {values.dtype}")
+    return values
+
+
+def read_grey_image(url: str, role: str = "depth") -> NDArray[Any]:
+    """The (H, W) values of a grey PNG, TIFF, PGM or PFM as it stores them.
+
+    They are bool, uint8, uint16, int32 (TIFF) or float32 (TIFF, PFM). Raises BadFrame for an image
+    with colours or palette, or of a format that does not keep values.
+    """
     data = read_bytes(url)
     if data.startswith(b"P5"):
-        return _parse_pgm(data, url)
-    image, _ = _decode(data, url, role="depth")
-    if image.mode == "F":
-        return np.asarray(image).astype(np.float32)
-    if not image.mode.startswith("I;16"):
-        raise BadFrame("depth is not 16-bit", f"{url}: a {image.format} of mode {image.mode}")
-    return np.asarray(image).astype(np.uint16)
+        return _parse_pgm(data, url, role)
+    image, _ = _decode(data, url, role)
+    # Pillow rescales the values of other PGM files, and has one mode for 16 and 32 bits.
+    exact = image.format in ("PNG", "TIFF") or image.mode == "F"
+    dtype = np.uint16 if image.mode.startswith("I;16") else _GREY_TYPES.get(image.mode)
+    if not exact or dtype is None:
+        raise BadFrame(
+            f"{role} is not a grey image",
+            f"{url}: a {image.format} of mode {image.mode}, expected PNG, TIFF, binary PGM or PFM",
+        )
+    with damage_named(f"{role} unreadable", url):
+        return np.asarray(image).astype(dtype)
 
 
 def read_rgba_floats(url: str) -> NDArray[np.float32]:
@@ -263,7 +390,7 @@ def read_rgba_floats(url: str) -> NDArray[np.float32]:
 def read_hdf5(url: str, names: Sequence[str]) -> list[NDArray[Any]]:
     """The named arrays of one HDF5 file. Raises BadFrame if the file is damaged or lacks one."""
     data = read_bytes(url)
-    with _open_hdf5(io.BytesIO(data), url) as file:
+    with damage_named("HDF5 unreadable", url), h5py.File(io.BytesIO(data), "r") as file:
         return [_read_dataset(file, name, url) for name in names]
 
 
@@ -272,19 +399,9 @@ def read_hdf5_row(url: str, names: Sequence[str], row: int) -> list[NDArray[Any]
 
     Raises BadFrame as ``read_hdf5`` does, and if there is no such row.
     """
-    with _open_hdf5(fsspec.open(url, "rb"), url) as file:
+    opening = fsspec.open(url, "rb")
+    with damage_named("HDF5 unreadable", url), opening as data, h5py.File(data, "r") as file:
         return [_read_dataset(file, name, url, row) for name in names]
-
-
-@contextmanager
-def _open_hdf5(source: AbstractContextManager[Any], url: str) -> Iterator[h5py.File]:
-    try:
-        with source as data, h5py.File(data, "r") as file:
-            yield file
-    except BadFrame:
-        raise
-    except Exception as error:  # h5py raises nearly anything on damaged bytes
-        raise BadFrame("HDF5 unreadable", f"{url}: {error}") from error
 
 
 def check_same_size(picture: Picture, depth: NDArray[Any], where: str, fix: str = "") -> None:
@@ -303,13 +420,15 @@ def fit_picture(picture: Picture, height: int, width: int) -> Picture:
     """
     if (picture.height, picture.width) == (height, width):
         return picture
-    if abs(picture.width * height / (picture.height * width) - 1) > 0.02:
+    if not _same_proportions(picture.height, picture.width, height, width):
         raise BadFrame(
             "image and depth differ in proportions",
             f"image {picture.width}x{picture.height}, depth {width}x{height}",
         )
-    image = _to_rgb(Image.open(io.BytesIO(picture.image)), "image")
-    return encode_jpeg(image.resize((width, height), Image.Resampling.LANCZOS))
+    image, _ = _decode(picture.image, "image")
+    with damage_named("image unreadable", "image"):
+        resized = to_rgb(image).resize((width, height), Image.Resampling.LANCZOS)
+    return replace(encode_jpeg(resized), turned_from=picture.turned_from)
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> Float64[np.ndarray, "3 3"]:
@@ -332,16 +451,13 @@ def read_intrinsics(url: str, width: int, height: int) -> Float64[np.ndarray, "3
         BadFrame: the file is missing, is not such a text, or names another size.
     """
     reason = "intrinsics unreadable"
-    try:
-        text = read_bytes(url).decode("utf-8-sig")
-        if text.lstrip().startswith("{"):
-            numbers = _json_intrinsics(json.loads(text))
+    text = read_bytes(url, _TEXT_BYTES)
+    with damage_named(reason, url):
+        if text.lstrip().startswith(b"{"):
+            numbers = _json_intrinsics(parse_json(text))
         else:
-            numbers = [float(word) for word in re.split(r"[\s,;\[\]()]+", text) if word]
-    except BadFrame:
-        raise
-    except Exception as error:  # JSON may hold anything
-        raise BadFrame(reason, f"{url}: {error}") from error
+            words = re.split(r"[\s,;\[\]()]+", text.decode("utf-8-sig"))
+            numbers = [float(word) for word in filter(None, words[:20])]
     if len(numbers) in (6, 11):
         if numbers[:2] != [width, height]:
             size = "x".join(f"{side:g}" for side in numbers[:2])
@@ -386,27 +502,70 @@ def printable(path: str | Path) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 
-def _decode(data: bytes, url: str, role: str = "image") -> tuple[Image.Image, int]:
-    """The decoded image and its EXIF orientation (1 is upright)."""
+@contextmanager
+def damage_named(reason: str, where: str) -> Iterator[None]:
+    """What goes wrong with somebody's bytes becomes a BadFrame; decoders raise nearly anything.
+
+    Warnings are not shown: they are about damaged metadata of what decodes.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata of an image that decodes
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise BadFrame(f"{role} too large", f"{url}: {image.width}x{image.height} pixels")
-            # Before decoding: Pillow turns a TIFF upright, and forgets that it did.
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            image.load()
-    except BadFrame:
+            warnings.simplefilter("ignore")
+            yield
+    except (BadFrame, UserError):
         raise
-    except Image.DecompressionBombError as error:
-        raise BadFrame(f"{role} too large", f"{url}: more than {MAX_PIXELS} pixels") from error
-    except UnidentifiedImageError as error:  # names an address in memory instead of the file
-        formats = ", ".join(_FORMATS)
-        raise BadFrame(f"{role} unreadable", f"{url}: damaged or none of {formats}") from error
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise BadFrame(f"{role} unreadable", f"{url}: {error}") from error
-    return image, orientation
+    except Exception as error:
+        what = str(error) if 0 < len(str(error)) < 300 else type(error).__name__
+        raise BadFrame(reason, f"{where}: {what}") from error
+
+
+def image_formats(head: bytes) -> tuple[str, ...]:
+    """The formats that Pillow is to try on a file that begins so.
+
+    Raises BadFrame if it is HEIC and pillow-heif is not installed.
+    """
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head[:HEAD_BYTES]:
+        return _FORMATS
+    if importlib.util.find_spec("pillow_heif") is None:
+        raise BadFrame(
+            "HEIC", "HEIC pictures need pillow-heif; install it with: pip install pillow-heif"
+        )
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return ("HEIF",)
+
+
+def check_tiles(image: Image.Image) -> None:
+    """Raise ValueError if a TIFF has tiles above MAX_PIXELS: they are decoded whole."""
+    if isinstance(image, TiffImageFile):
+        width, height = (image.tag_v2.get(tag, 1) for tag in (TILEWIDTH, TILELENGTH))
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"tiles of {width}x{height} pixels")
+
+
+def _decode(data: bytes, url: str, role: str = "image") -> tuple[Image.Image, int]:
+    """The decoded image as it is stored, and its EXIF orientation (1 is upright)."""
+    with damage_named(f"{role} unreadable", url):
+        try:
+            image = Image.open(io.BytesIO(data), formats=image_formats(data))
+        except Image.DecompressionBombError as error:
+            raise BadFrame(f"{role} too large", f"{url}: more than {MAX_PIXELS} pixels") from error
+        except UnidentifiedImageError as error:  # names an address in memory instead of the file
+            raise BadFrame(
+                f"{role} unreadable", f"{url}: damaged or none of {FORMAT_NAMES}"
+            ) from error
+        if image.width * image.height > MAX_PIXELS:
+            raise BadFrame(f"{role} too large", f"{url}: {image.width}x{image.height} pixels")
+        check_tiles(image)
+        # Before decoding: Pillow turns a TIFF upright, and forgets that it did.
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        image.load()
+        if not isinstance(image, TiffImageFile) or orientation not in TURNS:
+            return image, orientation
+        back = image.transpose(TURNS[14 - orientation if orientation in (6, 8) else orientation])
+        back.format = image.format
+        return back, orientation
 
 
 def _keep(data: bytes, image: Image.Image) -> Picture | None:
@@ -416,31 +575,48 @@ def _keep(data: bytes, image: Image.Image) -> Picture | None:
     return Picture(image=data, image_ext=ext, width=image.width, height=image.height)
 
 
-def _to_rgb(image: Image.Image, url: str) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey at 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+def to_rgb(image: Image.Image, image_bits: int = 16) -> Image.Image:
+    """An image of any mode as 8-bit RGB, transparent pixels on white, as shards decode it.
+
+    Of 16-bit grey values, which have ``image_bits``, the highest 8 bits are taken.
+
+    Raises:
+        BadFrame: the values are not of 8 or 16 bits, or have more than ``image_bits``.
+    """
     if image.mode == "F":
-        raise BadFrame("image is not 8- or 16-bit", url)
-    if image.has_transparency_data:  # on white, as shards decode the files kept as they are
+        detail = "the image holds floating-point values; save it with 8 or 16 bits"
+        raise BadFrame("image is not 8- or 16-bit", detail)
+    if _is_deep(image):  # Pillow would clip the values at 255 instead of scaling them
+        values = np.asarray(image).clip(0, 65535)
+        if values.max() >> image_bits:
+            detail = f"the image has values up to {values.max()}, more than {image_bits} bits"
+            raise BadFrame("image has more bits than image_bits", detail)
+        image = Image.fromarray((values >> (image_bits - 8)).astype(np.uint8))
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _parse_pgm(data: bytes, url: str) -> NDArray[np.uint16]:
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image is grey with more than 8 bits."""
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _parse_pgm(data: bytes, url: str, role: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Binary PGM. Not left to Pillow, which rescales the codes unless the maximum is 65535."""
-    number = rb"\s+(?:#[^\n]*\n\s*)*(\d+)"
+    number = rb"\s+(?:#[^\n]*\n\s*)*(\d{1,9})"
     header = re.match(rb"P5" + number * 3 + rb"\s", data)
     if header is None:
-        raise BadFrame("depth unreadable", f"{url}: damaged PGM header")
+        raise BadFrame(f"{role} unreadable", f"{url}: damaged PGM header")
     width, height, largest = (int(group) for group in header.groups())
-    if not 255 < largest < 65536:
-        raise BadFrame("depth is not 16-bit", f"{url}: a PGM with maximum {largest}")
-    if len(data) - header.end() < 2 * width * height:
-        raise BadFrame("depth unreadable", f"{url}: truncated PGM")
-    codes = np.frombuffer(data, ">u2", count=width * height, offset=header.end())
-    return codes.reshape(height, width).astype(np.uint16)
+    dtype = np.dtype(">u2" if largest > 255 else "u1")
+    if not (width and height and 0 < largest < 65536):
+        raise BadFrame(f"{role} unreadable", f"{url}: a {width}x{height} PGM up to {largest}")
+    if len(data) - header.end() < dtype.itemsize * width * height:
+        raise BadFrame(f"{role} unreadable", f"{url}: truncated PGM")
+    codes = np.frombuffer(data, dtype, count=width * height, offset=header.end())
+    return codes.reshape(height, width).astype(dtype.newbyteorder("="))
 
 
 def _read_dataset(file: h5py.File, name: str, url: str, row: int | None = None) -> NDArray[Any]:
@@ -455,5 +631,22 @@ def _read_dataset(file: h5py.File, name: str, url: str, row: int | None = None) 
     rows = 1 if row is None or not dataset.shape else dataset.shape[0]
     if dataset.size is None or max(dataset.nbytes // max(rows, 1), chunk) > MAX_BYTES:
         raise BadFrame("HDF5 unreadable", f"{url}: {name} has the shape {dataset.shape}")
+    if dataset.compression == "gzip":
+        _check_chunks(dataset.id, chunk)
     array = np.asarray(dataset[() if row is None else row])
     return array.astype(array.dtype.newbyteorder("="))
+
+
+def _check_chunks(dataset: h5py.h5d.DatasetID, chunk_bytes: int) -> None:
+    """Raise ValueError if a compressed chunk is a bomb, which HDF5 would expand in full."""
+    suspects = []  # deflate makes at most 1032 bytes of one
+
+    def suspect(chunk: h5py.h5d.StoreInfo) -> None:
+        if 1032 * chunk.size > MAX_BYTES:
+            suspects.append(chunk.chunk_offset)
+
+    dataset.chunk_iter(suspect)
+    for place in suspects:
+        _, stored = dataset.read_direct_chunk(place)
+        if len(zlib.decompressobj().decompress(stored, chunk_bytes + 1)) > chunk_bytes:
+            raise ValueError(f"the chunk at {place} expands to more than {chunk_bytes} bytes")

@@ -1,11 +1,11 @@
 """Any RGB-D frames that lie in files: one image and one depth file per frame."""
 
-import io
 import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,22 +13,24 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
+from flatdepth.data.readers.arrays import read_array, read_depth_array
 from flatdepth.data.readers.base import MOST_OUTSIDE, Item, Listing, out_of_range
 from flatdepth.data.readers.files import (
+    OTHER_IMAGES,
     Picture,
     Tree,
     check_same_size,
+    ending,
     fit_picture,
+    grey_maximum,
     make_key,
     pinhole,
-    read_bytes,
-    read_depth_image,
-    read_hdf5,
     read_image,
     read_intrinsics,
     read_rgba_floats,
     relative_paths,
     sort_items,
+    warn_of_unread,
 )
 from flatdepth.data.shards.codec import encode_log_u16
 from flatdepth.errors import BadFrame, UserError
@@ -52,10 +54,15 @@ class FolderReader:
     and ``*.png`` with ``*_depth.png`` (what the depth pattern matches is never an image).
     ``*``, ``?`` and ``[...]`` stay within one directory, ``**/`` is any number of directories.
 
-    Depth files are 16-bit PNG, PGM or TIFF, float32 TIFF, ``.npy`` or ``.h5``/``.hdf5``. 16-bit
-    codes are kept bit for bit, integers that fit 16 bits too; float32 and float64 become
-    logarithmic 16-bit codes. In those what is not above 0 is unknown, and so are up to 1 % of the
-    pixels if they lie outside of ``depth_range``.
+    Depth files are 16-bit PNG, PGM or TIFF, float32 TIFF or PFM, ``.npy``, ``.npz``, ``.h5``,
+    ``.hdf5`` or ``.exr``. 16-bit codes are kept bit for bit, integers that fit 16 bits too; float32
+    and float64 become logarithmic 16-bit codes. In those what is not above 0 is unknown, and so
+    are up to 1 % of the pixels if they lie outside of ``depth_range``.
+
+    An image that its EXIF data rotate is kept as it is stored if the depth has the proportions of
+    that, and turned upright (and encoded anew as JPEG) if it has those of the upright image; the
+    intrinsics are those of the depth then. Where both are the same, as for half a turn, a mirror
+    or a square, the frame is left out.
     """
 
     raw: str
@@ -80,6 +87,14 @@ class FolderReader:
     depth_bits: Literal["plain", "rotated", "rgba"] = "plain"
     """``rotated``: 16-bit codes are rotated left by 3 bits (SUN RGB-D); ``rgba``: the channels of
     a PNG are the bytes of a float32 (TartanAir V2)."""
+    depth_8bit: bool = False
+    """Take depth of 8 bits too, which most often is a drawing of depth."""
+    mask_glob: str = ""
+    """Pattern of masks that say where depth is valid: grey images, ``.npy`` or ``.npz``. Its
+    wildcards stand for the same text as the first ones of the depth files, so a mask is for a
+    frame, for a scene, or without wildcards for all. Depth without a mask is excluded."""
+    mask_min: float = 1.0
+    """Mask values from this one on are valid: 1 is all but 0; 2 is ARKit's high confidence."""
     quantity: Literal["z", "distance"] = "z"
     """``z``: depth along the optical axis; ``distance``: distance to the optical centre."""
     intrinsics: tuple[float, ...] = ()
@@ -105,12 +120,16 @@ class FolderReader:
     the proportions agree to 2 %."""
     intrinsics_of: Literal["depth", "image"] = "depth"
     """With ``resize_images``: which of the two sizes the intrinsics are for."""
+    image_bits: int = 16
+    """Bits of 16-bit grey images: 12 for sensors that write 0 to 4095. Such images are encoded
+    anew as JPEG, and refused if a value has more bits."""
     scene_from: str = "parent"
     """What is a scene, the unit of splits: ``parent`` (an image's directory), a number n (its
     first n directories), ``file`` (each frame), ``dataset`` (all frames), or a pattern: the start
     of the path that it matches, so that KITTI's ``*/*_drive_*/`` has both eyes in one scene."""
     depth_array: str = "depth"
-    """Name of the depth array in ``.h5`` files."""
+    """Name of the depth array in ``.h5`` files and in ``.npz`` files with several, and of the
+    channel in ``.exr`` files (else Z, V, Y, R or the only one)."""
     depth_range: tuple[float, float] = (0.05, 200.0)
     """Depths in metres outside of this range show a mistake; packing skips frames with more than
     1 % of them."""
@@ -156,6 +175,15 @@ class FolderReader:
                 f" found {self.intrinsics_glob}",
             ),
             (
+                len(_wildcards(self.mask_glob)) <= depths,
+                f"mask_glob: expected at most the {depths} runs of wildcards of depth_glob,"
+                f" found {self.mask_glob}",
+            ),
+            (
+                8 <= self.image_bits <= 16,
+                f"image_bits: expected 8 to 16, found {self.image_bits}",
+            ),
+            (
                 self.pair_within_s >= 0,
                 f"pair_within_s: expected 0 or more, got {self.pair_within_s}",
             ),
@@ -188,14 +216,19 @@ class FolderReader:
         return self.depth_range
 
     def list(self) -> Listing:
-        """Find the frames. Warns if the field of view is assumed.
+        """Find the frames. Warns of what is assumed, looks wrong or is not read.
 
         Files without a partner are excluded. Raises UserError if no image has one.
         """
         tree = Tree(self.raw)
         paths = list(tree.walk())
-        depths = _match(self.depth_glob, paths)
-        images = _match(self.image_glob, set(paths).difference(depths.values()))
+        masks = _match(self.mask_glob, paths)
+        depths = _match(self.depth_glob, set(paths).difference(masks.values()))
+        runs = len(_wildcards(self.mask_glob))
+        mask_of = {
+            depth: masks[parts[:runs]] for parts, depth in depths.items() if parts[:runs] in masks
+        }
+        images = _match(self.image_glob, set(paths).difference(depths.values(), masks.values()))
         if self.pair_alone:
             depths = _alone(images, depths)
         if self.pair_within_s > 0:
@@ -221,24 +254,45 @@ class FolderReader:
                 f" {len(cameras)} files, none for an image; the wildcards must stand for the same"
                 " text as the first ones of the images)"
             )
+        unmasked = {parts for parts in both if self.mask_glob and depths[parts] not in mask_of}
+        if unmasked == both:
+            raise tree.layout_error(
+                f"masks {self.mask_glob} for depth files {self.depth_glob} (matched {len(masks)}"
+                " files, none for a depth file; the wildcards must stand for the same text as the"
+                " first ones of the depth files)"
+            )
         items = sort_items(
-            self._item(tree, images[parts], depths[parts], cameras[parts[:shared]])
-            for parts in both - without
+            self._item(
+                tree,
+                image=images[parts],
+                depth=depths[parts],
+                mask=mask_of.get(depths[parts], ""),
+                intrinsics=cameras[parts[:shared]],
+            )
+            for parts in both - without - unmasked
         )
+        self._warn(paths, items, {*images.values(), *depths.values(), *masks.values()})
         self._look_at_camera(items)
         excluded = [(images[parts], "no file of intrinsics") for parts in without]
+        excluded += [(images[parts], "no mask file") for parts in unmasked - without]
         excluded += [(images[parts], "no depth file") for parts in images.keys() - both]
         excluded += [(depths[parts], "no image file") for parts in depths.keys() - both]
         return Listing(items=items, excluded=tuple(sorted(excluded)))
 
     def read(self, item: Item) -> RawFrame:
         """Read one frame."""
-        picture = stored = read_image(item.files["image"])
-        codes = self._codes(item.files["depth"])
-        if self.resize_images and codes.ndim == 2:
+        url = item.files["depth"]
+        codes = self._codes(url)
+        picture = stored = read_image(item.files["image"], codes.shape, self.image_bits)
+        if self.resize_images:
             picture = fit_picture(picture, *codes.shape)
         fix = "; --resize_images true brings images to the depth's size"
-        check_same_size(picture, codes, item.files["depth"], fix)
+        check_same_size(picture, codes, url, fix)
+        meta: dict[str, object] = {
+            "intrinsics_assumed": not (self._cameras_given() or item.focal_px)
+        }
+        if picture.turned_from != 1:
+            meta["image_turned_from_orientation"] = picture.turned_from
         return RawFrame(
             key=item.key,
             dataset=self.dataset,
@@ -247,13 +301,10 @@ class FolderReader:
             image_ext=picture.image_ext,
             width=picture.width,
             height=picture.height,
-            depth=self._with_meaning(codes, item.files["depth"]),
+            depth=self._with_meaning(codes, self._valid(item.files.get("mask"), codes), url),
             K_px=self._intrinsics(item, picture, stored),
             split=item.split,
-            meta={
-                "intrinsics_assumed": not (self._cameras_given() or item.focal_px),
-                **relative_paths(Tree(self.raw), item.files),
-            },
+            meta=meta | relative_paths(Tree(self.raw), item.files),
         )
 
     def _cameras_given(self) -> Sequence[str]:
@@ -283,11 +334,35 @@ class FolderReader:
         if remark := off_centre(frame.K_px, frame.height, frame.width):
             warnings.warn(f"{self.raw}: {remark}", stacklevel=3)
 
-    def _item(self, tree: Tree, image: str, depth: str, camera: str) -> Item:
-        files = {"image": tree.url(image), "depth": tree.url(depth)}
-        if camera:
-            files["intrinsics"] = tree.url(camera)
+    def _item(self, tree: Tree, image: str, **others: str) -> Item:
+        paths = {"image": image, **others}
+        files = {role: tree.url(path) for role, path in paths.items() if path}
         return Item(key=make_key(image), scene=self._scene(image), files=files)
+
+    def _warn(self, paths: Sequence[str], items: Sequence[Item], matched: Set[str]) -> None:
+        """Of steps that are coarse, of grey that is dim, and of images in other formats."""
+        warn_of_unread(
+            self.raw,
+            [path for path in paths if ending(path) in OTHER_IMAGES and path not in matched],
+        )
+        if self.depth_8bit:
+            step = f"{self.depth_scale:g}"
+            warnings.warn(
+                f"depth_8bit: 8-bit depth comes in steps of {step} m, up to"
+                f" {255 * self.depth_scale:g} m, at the depth_scale of {step}",
+                stacklevel=3,
+            )
+        if not items or self.image_bits < 16:
+            return
+        with suppress(BadFrame):  # packing will name it
+            largest = grey_maximum(items[len(items) // 2].files["image"])
+            if 0 < largest < 4096:
+                warnings.warn(
+                    f"{self.raw}: a 16-bit grey image has values up to {largest} only, and will be"
+                    f" nearly black; if they have {10 if largest < 1024 else 12} bits, give"
+                    " --image_bits",
+                    stacklevel=3,
+                )
 
     def _scene(self, image: str) -> str:
         directories = make_key(image).split("/")[:-1]
@@ -308,30 +383,37 @@ class FolderReader:
         """The codes of a depth file, their bits in order."""
         if self.depth_bits == "rgba":
             return read_rgba_floats(url)
-        codes = self._read_depth(url)
+        codes = read_depth_array(url, self.depth_array, self.depth_8bit)
         if self.depth_bits == "plain":
             return codes
         if codes.dtype != np.uint16:
             raise BadFrame("depth is not 16-bit", f"{url}: {codes.dtype}")
         return (codes >> 3) | (codes << 13)
 
-    def _read_depth(self, url: str) -> NDArray[Any]:
-        extension = Tree(self.raw).path(url).rpartition(".")[2].lower()
-        if extension in ("h5", "hdf5"):
-            return read_hdf5(url, [self.depth_array])[0]
-        if extension == "npy":
-            return _read_npy(url)
-        return read_depth_image(url)
+    def _valid(self, mask_url: str | None, codes: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Where the mask of a depth map says that it is valid; None if it has no mask."""
+        if mask_url is None:
+            return None
+        mask = read_array(mask_url, self.depth_array, role="mask")
+        if mask.shape != codes.shape:
+            sizes = f"{mask_url}: mask of shape {mask.shape}, depth of shape {codes.shape}"
+            raise BadFrame("mask and depth differ in size", sizes)
+        return mask >= self.mask_min
 
-    def _with_meaning(self, codes: NDArray[Any], url: str) -> DepthCodes:
+    def _with_meaning(
+        self, codes: NDArray[Any], valid: NDArray[np.bool_] | None, url: str
+    ) -> DepthCodes:
         hole, sky = (None if code == _NONE else code for code in (self.hole, self.sky))
+        if codes.dtype not in (np.uint16, np.float16, np.float32, np.float64):
+            raise BadFrame("depth is neither 16-bit nor float", f"{url}: {codes.dtype}")
+        if valid is not None:
+            codes, hole = _mask_out(codes, valid, hole, sky)
         if codes.dtype in (np.uint16, np.float16):
             return DepthCodes(
                 codes=codes, quantity=self.quantity, scale_m=self.depth_scale, hole=hole, sky=sky
             )
-        if codes.dtype not in (np.float32, np.float64):
-            raise BadFrame("depth is neither 16-bit nor float", f"{url}: {codes.dtype}")
-        metres = (codes * self.depth_scale).astype(np.float32)
+        with np.errstate(all="ignore"):  # what overflows is out of range
+            metres = (codes * self.depth_scale).astype(np.float32)
         metres[metres <= 0] = np.nan
         if hole is not None:
             metres[codes == hole] = np.nan
@@ -380,6 +462,25 @@ class FolderReader:
             return focal_from_mm(self.focal_mm, self.sensor_mm, of.height, of.width)
         fov = math.radians(self.fov_deg or _ASSUMED_FOV_DEG)
         return of.width / 2 / math.tan(fov / 2)
+
+
+def _mask_out(
+    codes: NDArray[Any], valid: NDArray[np.bool_], hole: int | None, sky: int | None
+) -> tuple[NDArray[Any], int | None]:
+    """Depth that is unknown outside of a mask, and the code that means so: a free one if need be.
+
+    Raises BadFrame if 16-bit codes have no such code and none is free.
+    """
+    if codes.dtype.kind == "f":
+        return np.where(valid, codes, codes.dtype.type(np.nan)), hole
+    if hole is None or not 0 <= hole < 65536:
+        used = np.bincount(codes[valid], minlength=65536)
+        if sky is not None and 0 <= sky < 65536:
+            used[sky] += 1
+        if used.all():
+            raise BadFrame("no code is free for masked pixels", "each of the 65536 means a depth")
+        hole = int(used.argmin())
+    return np.where(valid, codes, np.uint16(hole)), hole
 
 
 def _wildcards(glob: str) -> Sequence[str]:
@@ -474,18 +575,3 @@ def _translate(run: str) -> str:
             body = token[1:-1].replace("\\", r"\\")
             pattern += f"[^/{body[1:]}]" if body.startswith("!") else f"[{body}]"
     return pattern
-
-
-def _read_npy(url: str) -> NDArray[Any]:
-    data = read_bytes(url)
-    if not data.startswith(b"\x93NUMPY"):  # numpy would take it for a pickle and advise to load it
-        raise BadFrame("depth unreadable", f"{url}: not an array as numpy.save writes it")
-    try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # the header is Python text: damage raises nearly anything
-        raise BadFrame("depth unreadable", f"{url}: {error}") from error
-    array = array.astype(array.dtype.newbyteorder("="))
-    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
-        array = array.squeeze(axis=2 if array.shape[2] == 1 else 0)
-    fits = array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() < 2**16
-    return array.astype(np.uint16) if fits else array

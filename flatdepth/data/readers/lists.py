@@ -34,6 +34,7 @@ class ListReader(FolderReader):
     image_glob: str = field(default="", init=False)
     depth_glob: str = field(default="", init=False)
     intrinsics_glob: str = field(default="", init=False)
+    mask_glob: str = field(default="", init=False)
     pair_within_s: float = field(default=0.0, init=False)
     pair_alone: bool = field(default=False, init=False)
 
@@ -58,7 +59,7 @@ class ListReader(FolderReader):
             if depth == "None":
                 excluded.append((image, "no depth file"))
             else:
-                item = self._item(tree, image, depth, "")
+                item = self._item(tree, image=image, depth=depth)
                 items.append(replace(item, split=split, focal_px=focal_px))
         if not items:
             raise UserError(f"{self.file}: expected lines of image and depth file, found none")
