@@ -27,6 +27,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import OpenEXR
 import torch
 import yaml
 from accelerate import Accelerator
@@ -308,13 +309,20 @@ def _depth_files(folder: Path) -> Target:
     """Depth files of RGB-D frames, through packing."""
     codes = np.random.default_rng(0).integers(500, 5000, (HEIGHT, WIDTH)).astype(np.uint16)
     metres = (codes / 1000).astype(np.float32)
-    hdf5, npy = io.BytesIO(), io.BytesIO()
+    hdf5, npy, npz = io.BytesIO(), io.BytesIO(), io.BytesIO()
     with h5py.File(hdf5, "w") as file:
-        file["depth"] = metres
+        file.create_dataset("depth", data=metres, chunks=(10, 20), compression="gzip")
     np.save(npy, metres)
+    np.savez_compressed(npz, depth=metres)
+    folder.mkdir()
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    OpenEXR.File(header, {"Z": metres}).write(str(folder / "depth.exr"))
     files = {
+        "exr": (folder / "depth.exr").read_bytes(),
         "h5": hdf5.getvalue(),
         "npy": npy.getvalue(),
+        "npz": npz.getvalue(),
+        "pfm": b"Pf\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + metres[::-1].astype("<f4").tobytes(),
         "pgm": b"P5 %d %d 65535\n" % (WIDTH, HEIGHT) + codes.astype(">u2").tobytes(),
         "png": _saved(Image.fromarray(codes), "PNG"),
         "tif": _saved(Image.fromarray(metres), "TIFF"),
@@ -322,10 +330,11 @@ def _depth_files(folder: Path) -> Target:
     _write(folder, {"image/0.png": _png(0)})
 
     def read(name: str, files: Mapping[str, bytes]) -> object:
-        _write(folder, {f"depth/0.{name}": files[name]})
+        depth = f"depth/0.{name}"
+        _write(folder, {depth: files[name]})
         scale = 0.001 if name in ("pgm", "png") else 1.0
         reader = FolderReader(str(folder), "image/*.png", f"depth/*.{name}", scale, fov_deg=60)
-        return _packed(reader, folder, image="image/0.png", depth=f"depth/0.{name}")
+        return _packed(reader, folder, image="image/0.png", depth=depth, mask=depth)
 
     return Target(files=files, read=read, weight=3.0)
 
@@ -333,7 +342,8 @@ def _depth_files(folder: Path) -> Target:
 def _images(folder: Path) -> dict[str, Target]:
     """Pictures, as those of frames, as art and to predict on."""
     pixels = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    kinds = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "tif": "TIFF", "bmp": "BMP", "ppm": "PPM"}
+    kinds = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "avif": "AVIF", "tif": "TIFF"}
+    kinds |= {"bmp": "BMP", "ppm": "PPM"}
     files = {ext: _saved(Image.fromarray(pixels), kind) for ext, kind in kinds.items()}
     _write(folder, {"depth/0.png": _depth_png(0)})
 
@@ -373,6 +383,7 @@ def _intrinsics(folder: Path) -> Target:
     files = {
         "matrix": b"525.0 0 319.5\n0 525.0 239.5\n0 0 1\n",
         "sized": b"640, 480, 525.0, 525.0, 319.5, 239.5",
+        "json": b'{"w": 640, "h": 480, "K": [525.0, 0, 0, 0, 525.0, 0, 319.5, 239.5, 1]}',
     }
 
     def read(name: str, files: Mapping[str, bytes]) -> object:

@@ -357,7 +357,7 @@ def test_headers_that_lie_give_a_frame_or_a_bad_frame(tmp_path):
         "depth.pgm": pgm(CODES),
         "depth.pfm": pfm(METRES),
         "depth.npy": npy(CODES),
-        "depth.npz": npz(False, a=CODES, depth=CODES),
+        "depth.npz": npz(False, depth=CODES),
         "depth.exr": exr(tmp_path, Z=METRES),
     }
     memory = fsspec.filesystem("memory")
@@ -378,7 +378,7 @@ def test_headers_that_lie_give_a_frame_or_a_bad_frame(tmp_path):
             except BadFrame as error:
                 assert len(str(error)) < 1000
                 refused[name] += 1
-    assert all(refused[name] > 20 for name in contents), refused
+    assert all(refused[name] > 10 for name in contents), refused
 
 
 def test_bombs_are_refused_before_they_expand(tmp_path, monkeypatch):
