@@ -1,6 +1,7 @@
 """The two kinds of trouble a user can cause. Everything else is a bug and keeps its traceback."""
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 
@@ -8,8 +9,12 @@ class UserError(Exception):
     """A mistake in a command, a config or a file layout.
 
     The message is one sentence that names the file or key, what was expected and found, and the
-    fix. Command lines print it without a traceback and exit with code 2.
+    fix, on one line whatever the file holds. Command lines print it without a traceback and exit
+    with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class BadFrame(Exception):
@@ -20,9 +25,14 @@ class BadFrame(Exception):
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
+        super().__init__(printable(f"{reason}: {detail}" if detail else reason))
         self.reason = reason
         self.detail = detail
+
+
+def printable(text: str | Path) -> str:
+    """A text on one line: control characters and undecodable bytes become escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -41,7 +41,11 @@ from flatdepth.data.readers.art import ArtReader
 from flatdepth.data.readers.base import Item, Reader
 from flatdepth.data.readers.files import read_intrinsics
 from flatdepth.data.readers.folder import FolderReader
+from flatdepth.data.readers.hypersim import HypersimReader
+from flatdepth.data.readers.lists import ListReader
+from flatdepth.data.readers.nyu import NyuReader
 from flatdepth.data.readers.rooms import RoomsReader
+from flatdepth.data.readers.vkitti2 import VKitti2Reader
 from flatdepth.data.shards import INDEX_NAME
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.shards.write import Sample
@@ -57,7 +61,9 @@ from flatdepth.training.runlog import _keep_history
 from flatdepth.training.state import Progress, load_checkpoint, save_checkpoint
 from flatdepth.types import METRICS_FORMAT
 from tests.conftest import REPOSITORY
+from tests.test_layouts import Maker, nyu, nyu_list, vkitti
 
+HYPERSIM = REPOSITORY / "tests" / "data" / "hypersim"
 HEIGHT, WIDTH = 30, 40
 SLOW_SECONDS = 5.0
 """An input that takes longer counts as a hang."""
@@ -196,6 +202,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         "depth": _depth_files(folder / "depth"),
         **_images(folder / "image"),
         "intrinsics": _intrinsics(folder / "intrinsics"),
+        **_layouts(folder / "layouts"),
         "weights": _weights(folder / "weights"),
         "config": _config(folder / "config"),
         "run": _run(folder / "run"),
@@ -372,6 +379,10 @@ def _images(folder: Path) -> dict[str, Target]:
 def _packed(reader: Reader, folder: Path, **files: str) -> object:
     """One frame through reading, checking and encoding, as a packing worker does it."""
     item = Item(key="0", scene="x", files={role: str(folder / f) for role, f in files.items()})
+    return _job(reader, item)
+
+
+def _job(reader: Reader, item: Item) -> object:
     result = _Job(reader, min_valid=0.01, level=1)(item)
     if isinstance(result, Sample):
         return result.members
@@ -391,6 +402,38 @@ def _intrinsics(folder: Path) -> Target:
         return read_intrinsics(str(folder / name), 640, 480)
 
     return Target(files=files, read=read, weight=0.5)
+
+
+def _layouts(folder: Path) -> dict[str, Target]:
+    """The tables, lists and arrays of published data sets, with a frame or two."""
+    make = {name: Maker(folder / name) for name in ("list", "vkitti2", "nyu", "hypersim")}
+    nyu_list(make["list"])
+    vkitti(make["vkitti2"])
+    table = "frame cameraID K[0,0] K[1,1] K[0,2] K[1,2]\n0 0 725.0 725.0 620.5 187.0\n"
+    make["vkitti2"].text("vkitti_2.0.3_textgt/Scene01/clone/intrinsic.txt", table)
+    nyu(make["nyu"])
+    shutil.copytree(HYPERSIM, folder / "hypersim")
+    images = "ai_037_002/images/scene_cam_00"
+    make["hypersim"].image(f"{images}_final_preview/frame.0000.tonemap.jpg", 768, 1024)
+    readers = {
+        "list": ListReader(
+            raw=str(folder / "list"), depth_scale=0.001, file=str(folder / "list" / "nyu_train.txt")
+        ),
+        "vkitti2": VKitti2Reader(str(folder / "vkitti2"), cameras="0"),
+        "nyu": NyuReader(str(folder / "nyu")),
+        "hypersim": HypersimReader(str(folder / "hypersim")),
+    }
+
+    def target(name: str) -> Target:
+        def read(_: str, files: Mapping[str, bytes]) -> object:
+            _write(folder / name, files)
+            reader = readers[name]
+            items = reader.list().items
+            return tuple(_job(reader, item) for item in items)
+
+        return Target(files=_read_all(folder / name), read=read, weight=0.1)
+
+    return {name: target(name) for name in readers}
 
 
 def _weights(folder: Path) -> Target:

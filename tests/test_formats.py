@@ -405,3 +405,8 @@ def test_bombs_are_refused_before_they_expand(tmp_path, monkeypatch):
         archive.writestr("depth.npy", npy(CODES) + bytes(8 << 20))
     with pytest.raises(BadFrame, match=r"depth\.npy announces 8388832 bytes"):
         one_frame(tmp_path, "1.npz", buffer.getvalue())
+
+
+def test_float_depth_beyond_every_float32_is_out_of_range_and_no_sky(tmp_path):
+    with pytest.raises(BadFrame, match="depth out of range"):
+        one_frame(tmp_path, "1.npy", npy(METRES.astype(np.float64) * 1e300), depth_scale=1.0)

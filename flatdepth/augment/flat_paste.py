@@ -33,6 +33,7 @@ from flatdepth.geometry import View
 from flatdepth.types import Batch, Frame
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+_PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF")
 
 
 @runtime_checkable
@@ -75,8 +76,8 @@ class PictureFolder:
     @staticmethod
     def _open(file: Path) -> Image.Image:
         try:
-            return ImageOps.exif_transpose(Image.open(file))
-        except OSError as error:
+            return ImageOps.exif_transpose(Image.open(file, formats=_PICTURE_FORMATS))
+        except Exception as error:  # Pillow's decoders answer damage with many types of exception
             raise UserError(f"pictures: {file} is no readable picture; remove it") from error
 
     def _decode(self, number: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -35,7 +35,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from flatdepth.data.readers.base import MOST_OUTSIDE, Item, Listing, Reader, out_of_range
-from flatdepth.data.readers.files import printable
 from flatdepth.data.shards import (
     INDEX_NAME,
     SKIPPED_NAME,
@@ -55,7 +54,7 @@ from flatdepth.data.shards.write import (
     refuse_other_request,
     skip_lines,
 )
-from flatdepth.errors import BadFrame, UserError
+from flatdepth.errors import BadFrame, UserError, printable
 from flatdepth.geometry import camera_trouble
 from flatdepth.types import DepthCodes, RawFrame
 from flatdepth.untrusted import parse_json

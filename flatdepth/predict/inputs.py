@@ -27,12 +27,11 @@ from flatdepth.data.readers.files import (
     TURNS,
     check_tiles,
     image_formats,
-    printable,
     to_rgb,
     warn_of_unread,
 )
 from flatdepth.data.shards.codec import MAX_PIXELS
-from flatdepth.errors import BadFrame, UserError
+from flatdepth.errors import BadFrame, UserError, printable
 
 _ORIENTATION = 0x0112
 _EXIF_IFD = 0x8769

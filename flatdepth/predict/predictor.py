@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from flatdepth.data.loader import in_order
 from flatdepth.data.readers.files import pinhole
-from flatdepth.errors import BadFrame, UserError, is_out_of_memory
+from flatdepth.errors import BadFrame, UserError, is_out_of_memory, printable
 from flatdepth.geometry import (
     View,
     camera_trouble,
@@ -42,7 +42,6 @@ from flatdepth.predict.inputs import (
     announced_pixels,
     find_inputs,
     open_photo,
-    printable,
 )
 from flatdepth.predict.outputs import (
     LAST_CODE,

@@ -12,13 +12,12 @@ from flatdepth.data.readers.files import (
     Tree,
     ending,
     make_key,
-    printable,
     read_art,
     read_table,
     sort_items,
     warn_of_unread,
 )
-from flatdepth.errors import UserError
+from flatdepth.errors import UserError, printable
 from flatdepth.types import RawFrame
 
 _CREDITS = "CREDITS.tsv"

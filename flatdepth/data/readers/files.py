@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -32,7 +31,7 @@ from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 from flatdepth.data.readers.base import Item
 from flatdepth.data.shards.codec import MAX_PIXELS
 from flatdepth.data.shards.read import is_intrinsics
-from flatdepth.errors import BadFrame, UserError
+from flatdepth.errors import BadFrame, UserError, printable
 from flatdepth.untrusted import parse_json
 
 EXTENSIONS = frozenset(
@@ -78,7 +77,15 @@ TURNS = {
 
 _TEXT_BYTES = 1 << 24  # Record3D has the poses of all frames in the same file
 
-_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO)
+_NO_ACCESS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +167,8 @@ def read_bytes(url: str, limit: int = MAX_BYTES) -> bytes:
     Other failures stay loud, and so does refusal by a remote file system, which more likely comes
     from credentials than from the file.
     """
+    if "\0" in url:
+        raise BadFrame("file missing", url)
     opening = fsspec.open(url, "rb")
     try:
         with opening as file:
@@ -177,7 +186,10 @@ def read_bytes(url: str, limit: int = MAX_BYTES) -> bytes:
 
 
 def read_table(url: str, columns: Sequence[str], delimiter: str = ",") -> list[dict[str, str]]:
-    """The rows of a text table with a header. Raises UserError if one of ``columns`` is missing."""
+    """The rows of a text table with a header.
+
+    Raises UserError if it is none, one of ``columns`` is missing, or a row has fewer.
+    """
     try:
         with fsspec.open(url, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=delimiter)
@@ -192,6 +204,9 @@ def read_table(url: str, columns: Sequence[str], delimiter: str = ",") -> list[d
         raise UserError(
             f"{url}: expected the columns {', '.join(columns)}, found {', '.join(header)}"
         )
+    for number, row in enumerate(rows, start=2):
+        if any(row[column] is None for column in columns):
+            raise UserError(f"{url}: line {number} is cut short; restore the file")
     return rows
 
 
@@ -495,11 +510,6 @@ def _json_intrinsics(about: Any) -> list[float]:
 def relative_paths(tree: Tree, files: Mapping[str, str]) -> dict[str, object]:
     """Where a frame came from, for its ``meta``: free of the machine's own directories."""
     return {role: printable(tree.path(url)) for role, url in files.items()}
-
-
-def printable(path: str | Path) -> str:
-    """A path on one line: control characters and undecodable bytes become escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 
 @contextmanager

@@ -412,8 +412,8 @@ class FolderReader:
             return DepthCodes(
                 codes=codes, quantity=self.quantity, scale_m=self.depth_scale, hole=hole, sky=sky
             )
-        with np.errstate(all="ignore"):  # what overflows is out of range
-            metres = (codes * self.depth_scale).astype(np.float32)
+        with np.errstate(all="ignore"):
+            metres = codes.astype(np.float64) * self.depth_scale  # no overflow, which would be sky
         metres[metres <= 0] = np.nan
         if hole is not None:
             metres[codes == hole] = np.nan
@@ -425,7 +425,9 @@ class FolderReader:
         if outside.sum() > MOST_OUTSIDE * known.sum():
             raise out_of_range(metres[known], self.depth_range)
         metres[outside] = np.nan
-        logarithmic = encode_log_u16(metres, near_m=min(0.1, max(low, 1e-3)), far_m=max(1e3, high))
+        logarithmic = encode_log_u16(
+            metres.astype(np.float32), near_m=min(0.1, max(low, 1e-3)), far_m=max(1e3, high)
+        )
         return DepthCodes(
             codes=logarithmic.codes,
             quantity=self.quantity,

@@ -237,8 +237,10 @@ def read_cameras(url: str) -> Mapping[str, tuple[tuple[float, ...], ...]]:
     for row in read_table(url, ["scene_name", *columns]):
         try:
             values = [float(row[column]) for column in columns]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{url}: bad camera of {row['scene_name']}: {error}") from error
+            if not np.linalg.cond(np.array(values).reshape(3, 3)) < 1e9:
+                raise ValueError("its matrix has no inverse")
+        except ValueError as error:
+            raise UserError(f"{url}: bad camera of {row['scene_name']!r:.40}: {error}") from error
         cameras[row["scene_name"]] = tuple(tuple(values[i : i + 3]) for i in (0, 3, 6))
     return cameras
 
@@ -281,8 +283,8 @@ def _read_splits(url: str) -> _Official:
     )
     official = {}
     for row in read_table(url, columns):
-        if not row["frame_id"].isdecimal():
-            raise UserError(f"{url}: frame_id: expected a number, found {row['frame_id']}")
+        if not re.fullmatch(r"\d{1,9}", row["frame_id"]):
+            raise UserError(f"{url}: frame_id: expected a number, found {row['frame_id']!r:.40}")
         reason = row["exclude_reason"]
         if not reason and row["included_in_public_release"] != "True":
             reason = "not in the public release"

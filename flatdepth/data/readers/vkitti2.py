@@ -184,7 +184,7 @@ def _read_intrinsics(url: str) -> Mapping[tuple[int, int], tuple[float, float, f
         try:
             frame, camera = int(row["frame"]), int(row["cameraID"])
             fx, fy, cx, cy = (float(row[column]) for column in _COLUMNS[2:])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{url}: bad row {list(row.values())}: {error}") from error
+        except ValueError as error:
+            raise UserError(f"{url}: bad row {list(row.values())!r:.200}: {error}") from error
         intrinsics[frame, camera] = (fx, fy, cx, cy)
     return intrinsics
