@@ -175,9 +175,8 @@ def fuzz(
             tally.counts[outcome] += 1
             if outcome in ("silent", "traceback", "slow"):
                 tally.faults.append(f"{name} {file} input {number}: {outcome} {detail}")
-        say(
-            f"{name:12} {sum(tally.counts.values()):6} inputs  {dict(sorted(tally.counts.items()))}"
-        )
+        outcomes = ", ".join(f"{count} {what}" for what, count in sorted(tally.counts.items()))
+        say(f"{name:12} {sum(tally.counts.values()):6} inputs: {outcomes}")
     return tallies
 
 
@@ -307,7 +306,10 @@ def _checkpoint(folder: Path) -> Target:
 
     def read(_: str, files: Mapping[str, bytes]) -> object:
         _write(path, everything | dict(files))
-        return dataclasses.asdict(load_checkpoint(accelerator, path, config, ema, progress.data))
+        loaded = load_checkpoint(accelerator, path, config, ema, progress.data)
+        moments = (m for state in optimizer.state.values() for m in state.values())
+        tensors = [*model.parameters(), *ema.state_dict().values(), *moments]
+        return dataclasses.asdict(loaded), tuple(t.detach().numpy().copy() for t in tensors)
 
     return Target(files=everything, read=read, protected=True, weight=2.0)
 
