@@ -565,12 +565,12 @@ def _predicted(
 def _open(item: Input, options: PredictOptions) -> _Opened:
     photo = open_photo(item.path, options.image_bits)
     height, width = photo.image.shape[:2]
-    wanted = "ply" in options.write
+    camera = choose_camera(photo.focal_px, height, width, options)
     return _Opened(
         source=item,
         image=photo.image,
         network=network_size(height, width, options.size),
-        camera=choose_camera(photo.focal_px, height, width, options) if wanted else None,
+        camera=camera if "ply" in options.write else None,
     )
 
 
