@@ -76,7 +76,7 @@ def mutate(data: bytes, draw: np.random.Generator) -> bytes:
     """The same bytes, damaged by chance or by intent; never equal to ``data``."""
     changed = data
     while changed == data:
-        place = int(draw.integers(min(len(data), int(10 ** draw.uniform(1, 8)))))
+        place = int(draw.integers(min(len(data), draw.choice([16, 128, 1024, len(data)]))))
         length = int(draw.integers(1, 600))
         before, after = data[:place], data[place:]
         match draw.choice(
