@@ -4,14 +4,20 @@ import argparse
 import ctypes
 import difflib
 import errno
+import math
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+import psutil
 from jsonargparse import (
     ArgumentError,
     ArgumentParser,
@@ -19,7 +25,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from flatdepth.errors import UserError
+from flatdepth.errors import UserError, is_out_of_memory
 from flatdepth.resources import config_file
 
 Config = TypeVar("Config")
@@ -46,6 +52,10 @@ KEEP_BYTES = 1 << 28
 LARGEST_KEPT_BYTES = 1 << 25
 """Larger arrays go back to the system when they are freed. glibc allows no more than this."""
 
+GRACE_SECONDS = 3.0
+"""How long a stopped process waits for its threads, which may hang in a read."""
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
@@ -63,6 +73,32 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def number(low: float, high: float) -> Callable[[str], Any]:
+    """The type of an option that is a number in low..high, a whole one if ``low`` is."""
+
+    def parse(text: str) -> float:
+        try:
+            value = type(low)(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected {low} to {high}, got {text!r}")
+        return value
+
+    return parse
+
+
+def free_memory() -> int:
+    """Bytes that this process can still have: of the machine, its control group, its ulimit -v."""
+    own = psutil.Process()
+    rooms = [psutil.virtual_memory().available]
+    with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+        rooms.append(int(_CGROUP_LIMIT.read_text()) - own.memory_info().rss)
+    if sys.platform == "linux" and (limit := own.rlimit(psutil.RLIMIT_AS)[0]) > 0:
+        rooms.append(limit - own.memory_info().vms)
+    return min(rooms)
 
 
 def called(command: str) -> str:
@@ -154,11 +190,22 @@ def _one_sentence(message: str, keys: Sequence[str], prog: str) -> str:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and exit; a ``UserError`` becomes one line and exit code 2.
 
-    So does a file or directory that the user named and that cannot be written or read.
+    So does a file or directory that the user named and that cannot be written or read, and a lack
+    of memory. SIGINT and SIGTERM interrupt: one line, and exit code 130 or 143.
     """
     keep_freed_memory()
     try:
-        code = main()
+        with _interrupted_by_signals():
+            code = main()
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        print(
+            f"interrupted by {signal.Signals(number).name}; what was finished stays, and nothing "
+            "half-written; the same command can be given again",
+            file=sys.stderr,
+        )
+        code = 128 + number
+        end_soon(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -167,7 +214,36 @@ def run_command(main: Callable[[], int | None]) -> None:
             raise
         print(f"error: {error.filename}: {error.strerror}; name another place", file=sys.stderr)
         code = 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())
+        print(f"error: out of memory ({reason}); take smaller sizes or batches", file=sys.stderr)
+        code = 2
     sys.exit(code or 0)
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Within, SIGINT and SIGTERM are a ``KeyboardInterrupt`` with their number."""
+
+    def interrupt(number: int, _: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_soon(code: int) -> None:
+    """End the process in ``GRACE_SECONDS`` even if one of its threads hangs by then."""
+    timer = threading.Timer(GRACE_SECONDS, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def keep_freed_memory() -> None:

@@ -25,9 +25,24 @@ class BadFrame(Exception):
         self.detail = detail
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device had no room: for tensors, or for what cuBLAS and cuDNN take themselves."""
-    return any(sign in str(error) for sign in ("out of memory", "_ALLOC_FAILED"))
+class Stopped(BaseException):
+    """A training was asked to stop and could do so at once, with nothing to save but its state."""
+
+
+def expect_within(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a number that is not in low..high, the ends included; NaN and infinity never are.
+
+    Raises:
+        UserError: it is not; the message begins with ``name``.
+    """
+    if not low <= value <= high:
+        raise UserError(f"{name}: expected {low} to {high}, got {value}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no room: on a device, for what cuBLAS and cuDNN take, or on the CPU."""
+    signs = ("out of memory", "_ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def import_extra(package: str, wanted_by: str, extra: str | None = None) -> ModuleType:

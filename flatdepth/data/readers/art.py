@@ -7,7 +7,7 @@ from typing import Literal
 
 from flatdepth.data.readers.base import Item, Listing
 from flatdepth.data.readers.files import Tree, make_key, printable, read_art, read_table, sort_items
-from flatdepth.errors import UserError
+from flatdepth.errors import expect_within
 from flatdepth.types import RawFrame
 
 _EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "ppm")
@@ -30,8 +30,7 @@ class ArtReader:
     """Short name of the collection."""
 
     def __post_init__(self) -> None:
-        if self.max_side < 0:
-            raise UserError(f"max_side: expected 0 or more pixels, found {self.max_side}")
+        expect_within("max_side", self.max_side, 0, 10**5)
 
     @property
     def kind(self) -> Literal["depth", "art"]:
