@@ -343,7 +343,7 @@ def test_without_a_config_it_is_the_quickstart(
         (["--html", "."], "--html: . is a directory; give the name of a file to write"),
         (["--out"], "argument --out: expected one argument; see python "),
         (["--out=x.png", "--rows=0"], "--rows: expected 1 to 1000, got '0'"),
-        (["--out=x.png", "--rows=two"], "argument --rows: invalid int value: 'two'"),
+        (["--out=x.png", "--rows=two"], "argument --rows: expected 1 to 1000, got 'two'"),
         (["--out=x.png", "--step=6"], "--step: expected 0 to 5 (steps: 6, counted from 0), got 6"),
         (["--out=x.png", "--step=-1"], "--step: expected 0 to 1000000000, got '-1'"),
         (["--out=x.png", "--paste.shre=1"], "did you mean 'paste.share'?"),

@@ -586,14 +586,14 @@ def _check_options(
     if not 1 <= part[0] <= part[1]:
         raise UserError(f"--part must be i/n with 1 <= i <= n, not {part[0]}/{part[1]}")
     expect_within("--part", part[1], 1, 9999)
-    expect_within("--shard_mb", shard_mb, 1e-3, 1e6)
+    expect_within("--shard_mb", shard_mb, 1e-6, 1e6)
     expect_within("--min_valid", min_valid, 0, 1)
     expect_within("--level", level, 1, 22)
 
 
 def _check_workers(workers: int | None) -> None:
     room = max(cpus(), free_memory() // WORKER_BYTES)
-    expect_within("--workers", workers or 1, 1, min(room, 1024))
+    expect_within("--workers", 1 if workers is None else workers, 1, min(room, 1024))
 
 
 def _options(reader: Reader) -> dict[str, object]:

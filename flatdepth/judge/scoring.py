@@ -118,7 +118,7 @@ class Request:
         expect_within("--threads", self.threads, 1, 256)
         expect_within("--bootstrap", self.bootstrap, 1, 10**5)
         expect_within("--paste", self.paste_seed or 0, *SEED)
-        expect_within("--size", self.size or PATCH, PATCH, MOST_SIDE)
+        expect_within("--size", PATCH if self.size is None else self.size, PATCH, MOST_SIDE)
         if self.size is not None and self.size % PATCH:
             raise UserError(
                 f"--size: expected a positive multiple of {PATCH}, got {self.size}; the nearest is "

@@ -104,7 +104,6 @@ def _train(
                 "that follows from seed and step; the samples are not those of a run that was not "
                 "stopped (data.loader)"
             )
-    log = RunLog(run, config, accelerator, progress)
     stream = training_samples(
         corpus,
         config,
@@ -113,6 +112,7 @@ def _train(
         ranks=accelerator.num_processes,
         accumulation=accumulation,
     )
+    log = RunLog(run, config, accelerator, progress)
     started = time.perf_counter() - progress.seconds
     wrapped.train()
 
