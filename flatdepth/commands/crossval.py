@@ -69,7 +69,7 @@ def own_options() -> Parser:
     parser = Parser(prog=called("crossval"), usage=argparse.SUPPRESS, add_help=False)
     group = parser.add_argument_group("what is held out")
     group.add_argument(
-        "--folds", type=number(2, 10**6), metavar="K", help="K even shares of the scenes"
+        "--folds", type=number(1, 10**6), metavar="K", help="K even shares of the scenes"
     )
     group.add_argument("--leave-one-scene-out", action="store_true", help="each scene once")
     group.add_argument("--leave-one-dataset-out", action="store_true", help="each data set once")

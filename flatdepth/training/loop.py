@@ -87,9 +87,9 @@ def _train(
     with accelerator.main_process_first():
         corpus = open_corpus(config.data)
 
+    expect_room(config, accelerator.device)
     torch.manual_seed(config.seed)
     model = build_model(config, accelerator)
-    expect_room(config, model, accelerator.device)
     optimizer = make_optimizer(model, config.optim, accelerator.device)
     peak_rates = [float(group["lr"]) for group in optimizer.param_groups]
     wrapped, optimizer = accelerator.prepare(model, optimizer)

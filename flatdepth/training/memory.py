@@ -410,7 +410,7 @@ def choose(proposals: Sequence[Proposal]) -> Proposal | None:
     return min(tight, key=lambda p: p.peak, default=None)
 
 
-def expect_room(config: TrainConfig, model: nn.Module, device: torch.device) -> None:
+def expect_room(config: TrainConfig, device: torch.device) -> None:
     """Refuse a training that the memory of a machine without a GPU cannot hold.
 
     What may not fit is simulated, which takes seconds. A GPU refuses by itself.
@@ -418,6 +418,8 @@ def expect_room(config: TrainConfig, model: nn.Module, device: torch.device) -> 
     Raises:
         UserError: by the simulation it takes more than what is free.
     """
+    with torch.device("meta"):
+        model = DepthAnythingV2(config.model.encoder, kind=config.model.kind)
     images = max(config.micro_batch, config.eval.batch)
     rough = images * config.data.height * config.data.width * ROUGH_BYTES_PER_PIXEL
     rough += sum(4 * parameter.nbytes for parameter in model.parameters())
