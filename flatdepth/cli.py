@@ -206,21 +206,24 @@ def run_command(main: Callable[[], int | None]) -> None:
         )
         code = 128 + number
         end_soon(code)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        if error.errno not in _REFUSALS or error.filename is None:
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; name another place", file=sys.stderr)
-        code = 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())
-        print(f"error: out of memory ({reason}); take smaller sizes or batches", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         code = 2
     sys.exit(code or 0)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What an error says to the user; None if it is a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REFUSALS and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; name another place"
+    if is_out_of_memory(error):
+        return f"out of memory ({' '.join(str(error).split())}); take smaller sizes or batches"
+    return None
 
 
 @contextmanager
@@ -240,7 +243,9 @@ def _interrupted_by_signals() -> Iterator[None]:
 
 
 def end_soon(code: int) -> None:
-    """End the process in ``GRACE_SECONDS`` even if one of its threads hangs by then."""
+    """End the process in ``GRACE_SECONDS`` even if a thread hangs by then; a signal ends it now."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     timer = threading.Timer(GRACE_SECONDS, os._exit, (code,))
     timer.daemon = True
     timer.start()

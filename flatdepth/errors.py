@@ -40,8 +40,8 @@ def expect_within(name: str, value: float, low: float, high: float) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was no room: on a device, for what cuBLAS and cuDNN take, or on the CPU."""
-    signs = ("out of memory", "_ALLOC_FAILED", "can't allocate memory")
+    """Whether there was no room: on a device, for cuBLAS and cuDNN, on the CPU, for a thread."""
+    signs = ("out of memory", "_ALLOC_FAILED", "Cannot allocate memory", "can't start new thread")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
