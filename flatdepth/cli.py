@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -54,6 +55,11 @@ LARGEST_KEPT_BYTES = 1 << 25
 
 GRACE_SECONDS = 3.0
 """How long a stopped process waits for its threads, which may hang in a read."""
+
+INTERRUPTED = (
+    "interrupted by {}; what was finished stays, and nothing half-written; the same command can be "
+    "given again\n"
+)
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -194,17 +200,18 @@ def run_command(main: Callable[[], int | None]) -> None:
     of memory. SIGINT and SIGTERM interrupt: one line, and exit code 130 or 143.
     """
     keep_freed_memory()
+    once = threading.Lock()
+
+    def tell(number: int) -> int:
+        if once.acquire(blocking=False):
+            os.write(2, INTERRUPTED.format(signal.Signals(number).name).encode())
+        return 128 + number
+
     try:
-        with _interrupted_by_signals():
+        with _interrupted_by_signals(tell):
             code = main()
     except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        print(
-            f"interrupted by {signal.Signals(number).name}; what was finished stays, and nothing "
-            "half-written; the same command can be given again",
-            file=sys.stderr,
-        )
-        code = 128 + number
+        code = tell(interrupt.args[0] if interrupt.args else signal.SIGINT)
         end_soon(code)
     except Exception as error:
         sentence = _sentence(error)
@@ -227,19 +234,43 @@ def _sentence(error: Exception) -> str | None:
 
 
 @contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM are a ``KeyboardInterrupt`` with their number."""
+def _interrupted_by_signals(tell: Callable[[int], int]) -> Iterator[None]:
+    """Within, SIGINT and SIGTERM are a ``KeyboardInterrupt`` with their number.
+
+    It waits for what runs outside of Python, so a thread tells of the signal at once, and ends the
+    process if it is still there after ``GRACE_SECONDS``.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        with os.fdopen(reading, "rb", buffering=0) as signals:
+            if number := signals.read(1):
+                code = tell(number[0])
+                time.sleep(GRACE_SECONDS)
+                os._exit(code)
 
     def interrupt(number: int, _: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    threading.Thread(target=watch, daemon=True).start()
+    with os.fdopen(writing, "wb"), signals_to(interrupt, writing):
+        yield
+
+
+@contextmanager
+def signals_to(
+    handler: Callable[[int, FrameType | None], object], wakeup: int = -1
+) -> Iterator[None]:
+    """Within, ``handler`` gets SIGINT and SIGTERM, and the file ``wakeup`` their numbers."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    woken = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(woken)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def end_soon(code: int) -> None:

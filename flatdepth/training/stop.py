@@ -10,6 +10,7 @@ from typing import NoReturn
 import torch
 from accelerate import Accelerator
 
+from flatdepth.cli import signals_to
 from flatdepth.errors import Stopped
 
 ONE_REQUEST_SECONDS = 2.0
@@ -35,13 +36,12 @@ class StopRequest:
         self._first = 0.0
 
     def __enter__(self) -> "StopRequest":
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
+        self._signals = signals_to(self._receive)
+        self._signals.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._signals.__exit__(None, None, None)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
