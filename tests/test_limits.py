@@ -250,7 +250,7 @@ def stop(process: BaseProcess, number: int, folder: Path) -> str:
 def runs(tiny_sets: TinySets, tmp_path: Path) -> dict[str, list[object]]:
     """Commands that take no time."""
     config = tiny_sets.config(
-        tmp_path, data__height=28, data__width=42, eval__images=2, eval__pictures=0
+        tmp_path, steps=1, data__height=28, data__width=42, eval__images=2, eval__pictures=0
     )
     Image.new("RGB", (56, 42)).save(tmp_path / "photo.png")
     out = tmp_path / "out"
