@@ -4,15 +4,22 @@ import argparse
 import ctypes
 import difflib
 import errno
+import math
 import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
+import psutil
 from jsonargparse import (
     ArgumentError,
     ArgumentParser,
@@ -21,7 +28,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from flatdepth.errors import UserError
+from flatdepth.errors import UserError, is_out_of_memory
 from flatdepth.resources import config_file
 from flatdepth.untrusted import parse_yaml
 
@@ -49,6 +56,15 @@ KEEP_BYTES = 1 << 28
 LARGEST_KEPT_BYTES = 1 << 25
 """Larger arrays go back to the system when they are freed. glibc allows no more than this."""
 
+GRACE_SECONDS = 3.0
+"""How long a stopped process waits for its threads, which may hang in a read."""
+
+INTERRUPTED = (
+    "interrupted by {}; what was finished stays, and nothing half-written; the same command can be "
+    "given again\n"
+)
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
@@ -66,6 +82,32 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def number(low: float, high: float) -> Callable[[str], Any]:
+    """The type of an option that is a number in low..high, a whole one if ``low`` is."""
+
+    def parse(text: str) -> float:
+        try:
+            value = type(low)(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected {low} to {high}, got {text!r}")
+        return value
+
+    return parse
+
+
+def free_memory() -> int:
+    """Bytes that this process can still have: of the machine, its control group, its ulimit -v."""
+    own = psutil.Process()
+    rooms = [psutil.virtual_memory().available]
+    with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+        rooms.append(int(_CGROUP_LIMIT.read_text()) - own.memory_info().rss)
+    if sys.platform == "linux" and (limit := own.rlimit(psutil.RLIMIT_AS)[0]) > 0:
+        rooms.append(limit - own.memory_info().vms)
+    return min(rooms)
 
 
 def called(command: str) -> str:
@@ -189,20 +231,90 @@ def _one_sentence(message: str, keys: Sequence[str], prog: str) -> str:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and exit; a ``UserError`` becomes one line and exit code 2.
 
-    So does a file or directory that the user named and that cannot be written or read.
+    So does a file or directory that the user named and that cannot be written or read, and a lack
+    of memory. SIGINT and SIGTERM interrupt: one line, and exit code 130 or 143.
     """
     keep_freed_memory()
+    once = threading.Lock()
+
+    def tell(number: int) -> int:
+        if once.acquire(blocking=False):
+            os.write(2, INTERRUPTED.format(signal.Signals(number).name).encode())
+        return 128 + number
+
     try:
-        code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        if error.errno not in _REFUSALS or error.filename is None:
+        with _interrupted_by_signals(tell):
+            code = main()
+    except KeyboardInterrupt as interrupt:
+        code = tell(interrupt.args[0] if interrupt.args else signal.SIGINT)
+        end_soon(code)
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; name another place", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         code = 2
     sys.exit(code or 0)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What an error says to the user; None if it is a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REFUSALS and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; name another place"
+    if is_out_of_memory(error):
+        return f"out of memory ({' '.join(str(error).split())}); take smaller sizes or batches"
+    return None
+
+
+@contextmanager
+def _interrupted_by_signals(tell: Callable[[int], int]) -> Iterator[None]:
+    """Within, SIGINT and SIGTERM are a ``KeyboardInterrupt`` with their number.
+
+    It waits for what runs outside of Python, so a thread tells of the signal at once, and ends the
+    process if it is still there after ``GRACE_SECONDS``.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        with os.fdopen(reading, "rb", buffering=0) as signals:
+            if number := signals.read(1):
+                code = tell(number[0])
+                time.sleep(GRACE_SECONDS)
+                os._exit(code)
+
+    def interrupt(number: int, _: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    threading.Thread(target=watch, daemon=True).start()
+    with os.fdopen(writing, "wb"), signals_to(interrupt, writing):
+        yield
+
+
+@contextmanager
+def signals_to(
+    handler: Callable[[int, FrameType | None], object], wakeup: int = -1
+) -> Iterator[None]:
+    """Within, ``handler`` gets SIGINT and SIGTERM, and the file ``wakeup`` their numbers."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    woken = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def end_soon(code: int) -> None:
+    """End the process in ``GRACE_SECONDS`` even if a thread hangs by then; a signal ends it now."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    timer = threading.Timer(GRACE_SECONDS, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def keep_freed_memory() -> None:

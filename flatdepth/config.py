@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from flatdepth.errors import UserError
+from flatdepth.errors import UserError, expect_within
 from flatdepth.types import METRICS, REGIONS
 
 PATCH = 14
+MOST_SIDE = 294 * PATCH
+"""Largest side of a network's input, in pixels."""
 
 ENCODERS = ["vitt", "vits", "vitb", "vitl", "vitg"]
 """Names of ``models.depth_anything.ENCODERS``."""
@@ -31,20 +33,34 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def _require_range(name: str, value: tuple[float, float], low: float, high: float) -> None:
-    _require(
-        low <= value[0] <= value[1] <= high,
-        f"{name}: expected two numbers in [{low:g}, {high:g}], the smaller first, got {value}",
-    )
+Bounds = tuple[float, float]
+"""The lowest and the highest number that a field may have."""
+
+SHARE: Bounds = (0, 1)
+COUNT: Bounds = (1, 10**9)
+"""Of steps, mostly: more than a run of centuries takes."""
+SEED: Bounds = (0, 2**63 - 1)
+WEIGHT: Bounds = (0, 1e6)
+MAX_DEPTH_M: Bounds = (1e-2, 1e5)
+MICRO_BATCH: Bounds = (1, 1024)
+
+
+def _check(group: str, config: object, **bounds: Bounds) -> None:
+    """Refuse fields of a group that are not within (lowest, highest); of a pair both numbers."""
+    for name, (low, high) in bounds.items():
+        key, value = f"{group}{name}", getattr(config, name)
+        if not isinstance(value, tuple):
+            expect_within(key, value, low, high)
+            continue
+        _require(
+            low <= value[0] <= value[1] <= high,
+            f"{key}: expected two numbers in [{low:g}, {high:g}], the smaller first, got {value}",
+        )
 
 
 def _require_name(key: str, name: str, known: Iterable[str]) -> None:
     names = list(known)
     _require(name in names, f"{key}: expected one of {str(names)[1:-1]}, got '{name}'")
-
-
-def _require_share(name: str, value: float) -> None:
-    _require(0 <= value <= 1, f"{name}: expected a share between 0 and 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +76,9 @@ class SetConfig:
     val_scenes: list[str] = field(default_factory=list)
     """Scenes of this set to validate on, by name. If any set names some, they are all that is held
     out: official parts (but `test`) and `data.val_share` do not count then."""
+
+    def __post_init__(self) -> None:
+        _check("data.train.", self, weight=WEIGHT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +121,30 @@ class DataConfig:
     """Micro-batches prepared ahead."""
 
     def __post_init__(self) -> None:
+        _check(
+            "data.",
+            self,
+            height=(PATCH, MOST_SIDE),
+            width=(PATCH, MOST_SIDE),
+            val_share=SHARE,
+            flip=SHARE,
+            crop=(0.1, 1.0),
+            min_depth_m=(1e-3, 1e4),
+            threads=(1, 256),
+            prefetch=(1, 1024),
+            split_seed=SEED,
+        )
         for name, size in (("height", self.height), ("width", self.width)):
             _require(
                 size > 0 and size % PATCH == 0,
                 f"data.{name}: expected a positive multiple of {PATCH}, got {size}; the nearest is "
                 f"{max(PATCH, round(size / PATCH) * PATCH)}",
             )
-        _require_share("data.val_share", self.val_share)
-        _require_share("data.flip", self.flip)
-        _require_range("data.crop", self.crop, 0.1, 1.0)
-        _require(self.min_depth_m > 0, f"data.min_depth_m: must be > 0, got {self.min_depth_m}")
-        _require(self.threads > 0, f"data.threads: must be at least 1, got {self.threads}")
-        _require(self.prefetch > 0, f"data.prefetch: must be at least 1, got {self.prefetch}")
         _require(
             not self.resampled or self.loader == "webdataset",
             "data.resampled: the indexed loader goes through every set sample by sample; set "
             "data.loader to webdataset, or leave data.resampled out",
         )
-        for entry in self.train:
-            _require(entry.weight >= 0, f"data.train: weight of {entry.path} must be >= 0")
         _require(
             not self.train or any(entry.weight > 0 for entry in self.train),
             "data.train: give at least one set a weight above 0",
@@ -141,6 +165,9 @@ class PasteStage:
     """As `paste.area`."""
     max_area: float | None = None
     """As `paste.max_area`."""
+
+    def __post_init__(self) -> None:
+        _check("paste.stages.", self, step=(0, COUNT[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,47 +286,35 @@ class PasteConfig:
         return config
 
     def __post_init__(self) -> None:
-        for name in (
-            "share",
-            "framed",
-            "mat",
-            "stylised",
-            "glass",
-            "worn",
-            "shadow",
-            "match_light",
-            "match_sensor",
-        ):
-            _require_share(f"paste.{name}", getattr(self, name))
-        _require(
-            self.max_pastes > 0,
-            f"paste.max_pastes: must be at least 1, got {self.max_pastes}; for no pastes set "
-            "paste.share to 0",
+        _check(
+            "paste.",
+            self,
+            share=SHARE,
+            max_pastes=(1, 32),
+            area=(1e-4, 1.0),
+            max_area=(self.area[0], 1.0),
+            max_tilt_deg=(0, 80),
+            framed=SHARE,
+            frame_width=(0.0, 0.4),
+            mat=SHARE,
+            stylised=SHARE,
+            glass=SHARE,
+            worn=SHARE,
+            shadow=SHARE,
+            match_light=SHARE,
+            match_sensor=SHARE,
+            thickness_m=(0.0, 1.0),
+            plane_tolerance=(1e-6, 0.2),
+            depth_noise=SHARE,
+            mirror_portion=(0.05, 1.0),
         )
         for group in ("content", "layout", "shape"):
             shares = asdict(getattr(self, group))
+            _check(f"paste.{group}.", getattr(self, group), **dict.fromkeys(shares, WEIGHT))
             _require(
-                min(shares.values()) >= 0 and sum(shares.values()) > 0,
-                f"paste.{group}: expected shares >= 0 that are not all 0, got {shares}",
+                sum(shares.values()) > 0,
+                f"paste.{group}: expected shares that are not all 0, got {shares}",
             )
-        _require_range("paste.area", self.area, 1e-4, 1.0)
-        _require(
-            self.area[0] <= self.max_area <= 1,
-            f"paste.max_area: expected {self.area[0]:g} (the smallest paste.area) to 1, got "
-            f"{self.max_area}",
-        )
-        _require_range("paste.frame_width", self.frame_width, 0.0, 0.4)
-        _require_range("paste.thickness_m", self.thickness_m, 0.0, 1.0)
-        _require_range("paste.mirror_portion", self.mirror_portion, 0.05, 1.0)
-        _require(
-            0 <= self.max_tilt_deg <= 80,
-            f"paste.max_tilt_deg: expected 0 to 80, got {self.max_tilt_deg}",
-        )
-        _require(self.depth_noise >= 0, f"paste.depth_noise: must be >= 0, got {self.depth_noise}")
-        _require(
-            0 < self.plane_tolerance <= 0.2,
-            f"paste.plane_tolerance: expected above 0, at most 0.2, got {self.plane_tolerance}",
-        )
         steps = [stage.step for stage in self.stages]
         _require(steps == sorted(steps), f"paste.stages: expected ascending steps, got {steps}")
         for stage in self.stages:
@@ -339,17 +354,23 @@ class PhotometricConfig:
     """Range of the JPEG quality, as libjpeg counts it: 1 is worst, 100 is best."""
 
     def __post_init__(self) -> None:
-        for name in ("share", "brightness", "contrast", "saturation", "gamma", "noise", "shot"):
-            _require_share(f"photometric.{name}", getattr(self, name))
-        for name in ("blur_share", "noise_share", "jpeg_share"):
-            _require_share(f"photometric.{name}", getattr(self, name))
-        _require(
-            0 <= self.hue <= 180, f"photometric.hue: expected 0 to 180 degrees, got {self.hue}"
+        _check(
+            "photometric.",
+            self,
+            share=SHARE,
+            brightness=SHARE,
+            contrast=SHARE,
+            saturation=SHARE,
+            hue=(0, 180),
+            gamma=SHARE,
+            blur_share=SHARE,
+            blur=(0, 10),
+            noise_share=SHARE,
+            noise=SHARE,
+            shot=SHARE,
+            jpeg_share=SHARE,
+            jpeg_quality=(1, 100),
         )
-        _require(
-            0 <= self.blur <= 10, f"photometric.blur: expected 0 to 10 pixels, got {self.blur}"
-        )
-        _require_range("photometric.jpeg_quality", self.jpeg_quality, 1, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,12 +405,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require_name("model.encoder", self.encoder, ENCODERS)
-        _require(self.max_depth_m > 0, f"model.max_depth_m: must be > 0, got {self.max_depth_m}")
-        _require(
-            self.frozen_blocks >= 0, f"model.frozen_blocks: must be >= 0, got {self.frozen_blocks}"
+        _check(
+            "model.",
+            self,
+            max_depth_m=MAX_DEPTH_M,
+            frozen_blocks=(0, 40),
+            lora_rank=(0, 1024),
+            lora_alpha=(1e-3, 1e6),
         )
-        _require(self.lora_rank >= 0, f"model.lora_rank: must be >= 0, got {self.lora_rank}")
-        _require(self.lora_alpha > 0, f"model.lora_alpha: must be > 0, got {self.lora_alpha}")
         _require(
             not self.lora_rank or (self.freeze != "encoder" and not self.frozen_blocks),
             "model.lora_rank: adapters already freeze the encoder they are added to; set "
@@ -426,20 +449,21 @@ class LossConfig:
     """Weight of decoy pixels."""
 
     def __post_init__(self) -> None:
-        for name in ("background", "mirror", "art", "frame", "decoy"):
-            _require(getattr(self, name) >= 0, f"loss.{name}: expected a weight >= 0")
         for term, factor in self.terms.items():
             _require_name("loss.terms", term, LOSSES)
-            _require(factor > 0, f"loss.terms: expected factors above 0, got {term}: {factor}")
-        _require_share("loss.silog_lambda", self.silog_lambda)
-        _require(0 <= self.trim < 1, f"loss.trim: expected 0 to below 1, got {self.trim}")
-        _require(
-            self.gradient_weight >= 0,
-            f"loss.gradient_weight: must be >= 0, got {self.gradient_weight}",
-        )
-        _require(
-            self.gradient_scales > 0,
-            f"loss.gradient_scales: must be at least 1, got {self.gradient_scales}",
+            expect_within(f"loss.terms.{term}", factor, 1e-9, 1e9)
+        _check(
+            "loss.",
+            self,
+            silog_lambda=SHARE,
+            trim=(0, 0.99),
+            gradient_weight=WEIGHT,
+            gradient_scales=(1, 12),
+            background=WEIGHT,
+            mirror=WEIGHT,
+            art=WEIGHT,
+            frame=WEIGHT,
+            decoy=WEIGHT,
         )
 
 
@@ -474,19 +498,24 @@ class OptimConfig:
     weights."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optim.lr: must be > 0, got {self.lr}")
-        _require(self.head_lr_factor > 0, "optim.head_lr_factor: must be > 0")
-        _require(self.weight_decay >= 0, "optim.weight_decay: must be >= 0")
-        _require(self.clip_norm > 0, f"optim.clip_norm: must be > 0, got {self.clip_norm}")
-        _require(self.warmup >= 0, f"optim.warmup: must be >= 0, got {self.warmup}")
-        _require(self.power > 0, f"optim.power: must be > 0, got {self.power}")
-        _require_share("optim.floor", self.floor)
+        _check(
+            "optim.",
+            self,
+            lr=(1e-12, 10),
+            head_lr_factor=(1e-6, 1e6),
+            weight_decay=(0, 100),
+            clip_norm=(1e-6, 1e9),
+            warmup=(0, COUNT[1]),
+            power=(1e-2, 100),
+            floor=SHARE,
+            cycle=(0, COUNT[1]),
+            ema=(0, 0.999999),
+        )
         _require(
-            (self.cycle >= 2) == (self.schedule == "cyclic") and self.cycle >= 0,
+            (self.cycle >= 2) == (self.schedule == "cyclic"),
             "optim.cycle: expected at least 2 steps with optim.schedule cyclic and 0 with any "
             f"other, got {self.cycle} with {self.schedule}",
         )
-        _require(0 <= self.ema < 1, f"optim.ema: expected 0 to below 1, got {self.ema}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -512,12 +541,17 @@ class EvalConfig:
     at the start (for a model that started from a checkpoint)."""
 
     def __post_init__(self) -> None:
-        _require(self.every > 0, f"eval.every: must be at least 1, got {self.every}")
-        _require(self.images >= 0, f"eval.images: must be >= 0, got {self.images}")
-        _require(self.batch > 0, f"eval.batch: must be at least 1, got {self.batch}")
-        _require(self.pictures >= 0, f"eval.pictures: must be >= 0, got {self.pictures}")
-        _require(self.patience >= 0, f"eval.patience: must be >= 0, got {self.patience}")
-        _require(self.clean_guard >= 0, f"eval.clean_guard: must be >= 0, got {self.clean_guard}")
+        _check(
+            "eval.",
+            self,
+            every=COUNT,
+            images=(0, COUNT[1]),
+            batch=MICRO_BATCH,
+            seed=SEED,
+            pictures=(0, 64),
+            patience=(0, COUNT[1]),
+            clean_guard=(0, 1e3),
+        )
         region, _, metric = self.metric.partition(".")
         _require(
             region in REGIONS and metric in METRICS,
@@ -573,10 +607,18 @@ class TrainConfig:
     """Validation."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch", "micro_batch", "save_every", "keep", "log_every")
-        for name in (*counts, "max_bad_steps"):
-            value = getattr(self, name)
-            _require(value > 0, f"{name}: must be at least 1, got {value}")
+        _check(
+            "",
+            self,
+            steps=COUNT,
+            batch=(1, 2**16),
+            micro_batch=MICRO_BATCH,
+            seed=SEED,
+            save_every=COUNT,
+            keep=COUNT,
+            log_every=COUNT,
+            max_bad_steps=COUNT,
+        )
         _require(
             self.name not in ("", ".", "..") and "/" not in self.name,
             f"name: expected a plain directory name, got '{self.name}'",

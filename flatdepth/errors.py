@@ -35,9 +35,24 @@ def printable(text: str | Path) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device had no room: for tensors, or for what cuBLAS and cuDNN take themselves."""
-    return any(sign in str(error) for sign in ("out of memory", "_ALLOC_FAILED"))
+class Stopped(BaseException):
+    """A training was asked to stop and could do so at once, with nothing to save but its state."""
+
+
+def expect_within(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a number that is not in low..high, the ends included; NaN and infinity never are.
+
+    Raises:
+        UserError: it is not; the message begins with ``name``.
+    """
+    if not low <= value <= high:
+        raise UserError(f"{name}: expected {low} to {high}, got {value}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no room: on a device, for cuBLAS and cuDNN, on the CPU, for a thread."""
+    signs = ("out of memory", "_ALLOC_FAILED", "Cannot allocate memory", "can't start new thread")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def import_extra(package: str, wanted_by: str, extra: str | None = None) -> ModuleType:

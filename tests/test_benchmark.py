@@ -177,10 +177,10 @@ def test_the_tool_prints_and_writes_figures(
     ("arguments", "message"),
     [
         (["paste", "--bach", "2"], "--bach; see python tools/benchmark.py paste --help"),
-        (["step", "--steps", "0"], "--steps: expected a whole number above 0, got '0'"),
+        (["step", "--steps", "0"], "--steps: expected 1 to 100000, got '0'"),
         (["memory", "--fit", "8"], "expected an amount of memory such as 8GiB, got '8'"),
         (["gpu", "--minuets", "2"], "--minuets; see python tools/benchmark.py gpu --help"),
-        (["loader", "--rounds", "many"], "--rounds: expected a whole number above 0, got 'many'"),
+        (["loader", "--rounds", "many"], "--rounds: expected 1 to 100000, got 'many'"),
         (["step", "--optim.learning_rate", "1"], "optim.learning_rate"),
         ([], "command"),
     ],
@@ -199,10 +199,7 @@ def test_a_cap_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         tool(monkeypatch, "memory", "--cap", "8GiB")
 
 
-@pytest.mark.parametrize(("command", "package"), [("paste", "cv2"), ("loader", "psutil")])
-def test_a_missing_package_is_named_with_its_extra(
-    command: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"{command} needs the package {package} .*\[benchmark\]"):
-        tool(monkeypatch, command)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"paste needs the package cv2 .*\[benchmark\]"):
+        tool(monkeypatch, "paste")

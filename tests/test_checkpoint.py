@@ -723,7 +723,7 @@ def test_what_a_file_does_not_say_has_to_be_given(tmp_path: Path) -> None:
         ({}, "does not say its kind, and its logits look metric; give --kind metric"),
         ({"kind": "metric"}, "does not say its maximum depth; give --max_depth_m"),
         ({"kind": "relative"}, "metric model read as relative"),
-        ({"kind": "metric", "max_depth_m": -1.0}, "expected metres above 0, found -1"),
+        ({"kind": "metric", "max_depth_m": -1.0}, "max_depth_m: expected 0.01 to 100000.0, got -1"),
     ):
         with pytest.raises(UserError, match=message):
             open_model(str(path), **options)

@@ -211,7 +211,7 @@ def test_mistakes_are_one_sentence(
         (["--folds=2", "--leave-one-scene-out"], "expected one of .*, got 2"),
         (["--folds=1"], "--folds: expected 2 to 5, the number of scenes of data.train, got 1"),
         (["--folds=6"], "--folds: expected 2 to 5"),
-        (["--folds=x"], "--folds: invalid int value"),
+        (["--folds=x"], "--folds: expected 1 to 1000000, got 'x'"),
         (["--leave-one-dataset-out"], "found rooms alone"),
         (["--folds=2", f'--data.val=["{tiny_sets.rooms}"]'], "data.val and val_scenes: expected"),
     ):

@@ -313,7 +313,7 @@ def test_mistakes_are_one_sentence(
         (["--checkpoint", a, "--part=test"], "has no samples marked test"),
         (["--checkpoint", a, "--size=100"], "--size: expected a positive multiple of 14, got 100"),
         (["--checkpoint", a, "--range", "5", "2"], "--range: expected 0 < NEAR < FAR"),
-        (["--checkpoint", a, "--batch=0"], "--batch: expected at least 1, got 0"),
+        (["--checkpoint", a, "--batch=0"], "--batch: expected 1 to 1024, got 0"),
         (["--checkpoint", a, *["--kind=metric"] * 3], "--kind: expected once, or once for each"),
         (["--checkpoint", a, f"--data={tiny_sets.pictures}"], "expected a set of kind 'depth'"),
         (["--checkpoint", a, "--paste=1", f"--art={tiny_sets.rooms}"], "kind 'art'"),

@@ -745,7 +745,7 @@ def test_one_run_by_the_command_line_and_without_weights(
         main([str(real_runs[0]), str(bare), "--out", str(out)])
     with pytest.raises(UserError, match="--out: name the file to write"):
         main([str(bare), str(bare)])
-    with pytest.raises(UserError, match="--worst: expected 0 or more, got -1"):
+    with pytest.raises(UserError, match="--worst: expected 0 to 100, got '-1'"):
         main([str(bare), "--worst=-1"])
 
 

@@ -456,11 +456,11 @@ def test_styles_keep_size_and_structure(style: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RoomsReader(scenes=0), "scenes: expected 1 or more, found 0"),
-        (lambda: RoomsReader(frames_per_scene=0), "frames_per_scene: expected 1 or more"),
-        (lambda: RoomsReader(height=8), "height: expected 16 or more, found 8"),
-        (lambda: RoomsReader(seed=-1), "seed: expected 0 or more, found -1"),
-        (lambda: PicturesReader(pictures=0), "pictures: expected 1 or more, found 0"),
+        (lambda: RoomsReader(scenes=0), "scenes: expected 1 to 1000000, got 0"),
+        (lambda: RoomsReader(frames_per_scene=0), "frames_per_scene: expected 1 to 10000, got 0"),
+        (lambda: RoomsReader(height=8), "height: expected 16 to 4096, got 8"),
+        (lambda: RoomsReader(seed=-1), "seed: expected 0 to 9223372036854775807, got -1"),
+        (lambda: PicturesReader(pictures=0), "pictures: expected 1 to 1000000, got 0"),
     ],
 )
 def test_impossible_settings_are_refused(make: object, message: str) -> None:

@@ -232,7 +232,7 @@ def test_no_step_touches_the_environment(
 
 def test_one_ctrl_c_that_comes_twice_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """The terminal sends it to the ranks, and torchrun passes it on to them."""
-    with stop.StopRequest() as request:
+    with stop.StopRequest(Accelerator(cpu=True)) as request:
         signal.raise_signal(signal.SIGINT)
         assert request.received
         try:

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from flatdepth.bench.timing import as_json, compare, environment, table
-from flatdepth.cli import Parser, as_called, called, parse_config
-from flatdepth.config import TrainConfig
+from flatdepth.cli import Parser, as_called, called, number, parse_config
+from flatdepth.config import MOST_SIDE, TrainConfig
 from flatdepth.errors import UserError, import_extra
 from flatdepth.models.precision import best_device
 from flatdepth.resources import QUICKSTART, ROOT
@@ -46,17 +46,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def positive(text: str) -> int:
-    """A whole number above 0.
-
-    Raises:
-        ArgumentTypeError: it is not.
-    """
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
-    return int(text)
-
-
 def options() -> Parser:
     """The options of each benchmark."""
     parser = Parser(prog=called("benchmark"), description=as_called("benchmark", __doc__))
@@ -74,41 +63,48 @@ def options() -> Parser:
     for sub in subs.values():
         sub.add_argument("--out", type=Path, help="write the figures as JSON")
     subs["gpu"].set_defaults(out=Path("gpu.json"))
-    subs["paste"].add_argument("--batch", type=positive, default=4, help="images per batch")
+    subs["paste"].add_argument("--batch", type=number(1, 1024), default=4, help="images per batch")
     subs["paste"].add_argument(
-        "--size", type=positive, default=518, help="height and width in pixels"
+        "--size", type=number(1, MOST_SIDE), default=518, help="height and width in pixels"
     )
     subs["paste"].add_argument(
         "--area",
-        type=float,
+        type=number(1e-4, 1.0),
         nargs=2,
         default=(0.03, 0.3),
         metavar=("LOW", "HIGH"),
         help="range of a paste's area as a share of the image",
     )
-    subs["paste"].add_argument("--rounds", type=positive, default=20, help="timed rounds")
+    subs["paste"].add_argument("--rounds", type=number(1, 10**5), default=20, help="timed rounds")
     subs["memory"].add_argument(
         "--cap", metavar="SIZE", help="on CUDA: limit the allocator to this much, such as 8GiB"
     )
     subs["memory"].add_argument(
         "--fit", metavar="SIZE", help="propose micro_batch and checkpointing for a GPU of this size"
     )
-    subs["step"].add_argument("--steps", type=positive, default=10, help="timed optimiser steps")
     subs["step"].add_argument(
-        "--peak_tflops", type=float, help="peak of the GPU; known ones are looked up"
+        "--steps", type=number(1, 10**5), default=10, help="timed optimiser steps"
+    )
+    subs["step"].add_argument(
+        "--peak_tflops", type=number(1e-3, 1e6), help="peak of the GPU; known ones are looked up"
     )
     subs["loader"].add_argument(
-        "--samples", type=positive, default=128, help="timed samples per contender and round"
+        "--samples",
+        type=number(1, 10**5),
+        default=128,
+        help="timed samples per contender and round",
     )
-    subs["loader"].add_argument("--rounds", type=positive, default=6, help="rounds")
+    subs["loader"].add_argument("--rounds", type=number(1, 10**5), default=6, help="rounds")
     subs["loader"].add_argument(
         "--pace",
-        type=float,
+        type=number(1e-3, 1e6),
         default=4.0,
         help="images/s of the training whose waiting is measured (about ViT-L on a laptop's GPU)",
     )
     gpu = subs["gpu"]
-    gpu.add_argument("--minutes", type=positive, default=8, help="time for all parts together")
+    gpu.add_argument(
+        "--minutes", type=number(1, 10**4), default=8, help="time for all parts together"
+    )
     gpu.add_argument("--dry", action="store_true", help="the same list at tiny sizes on the CPU")
     gpu.add_argument(
         "--shards",
@@ -213,7 +209,6 @@ def run_step(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, objec
 
 def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, object]:
     """The loader and its yardsticks."""
-    import_extra("psutil", "benchmark loader", "benchmark")
     from flatdepth.bench.loader import loader_text, measure_loader
 
     found = measure_loader(config, samples=chosen.samples, rounds=chosen.rounds, pace=chosen.pace)

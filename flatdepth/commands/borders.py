@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from flatdepth.bench.borders import PATCH_PX, classify, gather, patch_sheet
-from flatdepth.cli import Parser, as_called, called, parse_config
+from flatdepth.cli import Parser, as_called, called, number, parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
 from flatdepth.show.pictures import save_png
@@ -26,14 +26,14 @@ from flatdepth.show.pictures import save_png
 def main(argv: list[str]) -> None:
     """Parse the command line, gather patches, classify, print."""
     parser = Parser(prog=called("borders"), description=as_called("borders", __doc__))
-    parser.add_argument("--images", type=int, default=400, help="training images to look at")
+    parser.add_argument(
+        "--images", type=number(1, 10**5), default=400, help="training images to look at"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="figures and pictures, a new folder"
     )
     own, others = parser.parse_known_args(argv)
     config = parse_config(TrainConfig, others, prog=called("borders"), description=None)
-    if own.images < 1:
-        raise UserError(f"--images: expected at least 1, got {own.images}")
     if own.out is not None and own.out.exists():
         raise UserError(f"--out: {own.out} exists; choose a new folder")
     with tqdm(total=own.images, desc="patches", unit=" images", disable=None) as bar:

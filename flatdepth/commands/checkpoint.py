@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import cast
 
-from flatdepth.cli import Parser, as_called, called
+from flatdepth.cli import Parser, as_called, called, number
+from flatdepth.config import MAX_DEPTH_M
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import LoadReport, WeightFile, model_of, open_model, read_weights
 from flatdepth.models.depth_anything import DepthAnythingV2, Kind
@@ -75,7 +76,7 @@ def command_line() -> Parser:
     sub.set_defaults(function=_blend)
     sub.add_argument("a", metavar="A", help="for example the file that training started from")
     sub.add_argument("b", metavar="B", help="for example what it ended with")
-    sub.add_argument("--alpha", type=float, required=True, help="share of B, 0 to 1")
+    sub.add_argument("--alpha", type=number(0.0, 1.0), required=True, help="share of B, 0 to 1")
     _add_target(sub)
     _add_kind(sub)
 
@@ -86,7 +87,10 @@ def command_line() -> Parser:
     sub.add_argument("file", metavar="FILE")
     sub.add_argument("other", metavar="OTHER", nargs="?")
     sub.add_argument(
-        "--tolerance", type=float, default=1e-4, help="largest difference (default: %(default)s)"
+        "--tolerance",
+        type=number(0.0, 1e9),
+        default=1e-4,
+        help="largest difference (default: %(default)s)",
     )
     _add_kind(sub)
     return parser
@@ -104,7 +108,7 @@ def _add_target(parser: Parser) -> None:
 def _add_kind(parser: Parser) -> None:
     group = parser.add_argument_group("for files that do not say it")
     group.add_argument("--kind", choices=("metric", "relative"))
-    group.add_argument("--max_depth_m", type=float, metavar="METRES")
+    group.add_argument("--max_depth_m", type=number(*MAX_DEPTH_M), metavar="METRES")
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 
 from flatdepth.bench.crash import Trial, crash_trials
-from flatdepth.cli import Parser, as_called, called, parse_config
-from flatdepth.config import TrainConfig
+from flatdepth.cli import Parser, as_called, called, number, parse_config
+from flatdepth.config import SEED, TrainConfig
 from flatdepth.resources import CONFIGS
 
 TINY = CONFIGS / "crash_test.yaml"
@@ -23,8 +23,10 @@ TINY = CONFIGS / "crash_test.yaml"
 def main(argv: list[str]) -> int:
     """Parse the command line and run the trials."""
     parser = Parser(prog=called("crash_test"), description=as_called("crash_test", __doc__))
-    parser.add_argument("--trials", type=int, default=20, help="kills (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants (default: 0)")
+    parser.add_argument("--trials", type=number(1, 10**6), default=20, help="kills (default: 20)")
+    parser.add_argument(
+        "--seed", type=number(*SEED), default=0, help="of the instants (default: 0)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs go")
     own, others = parser.parse_known_args(argv)
     arguments = others or [f"--config={TINY}"]

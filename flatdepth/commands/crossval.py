@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from flatdepth.cli import Parser, as_called, called, parse_config
+from flatdepth.cli import Parser, as_called, called, number, parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
 
@@ -68,7 +68,9 @@ def own_options() -> Parser:
     """How scenes are held out; all other options are training's."""
     parser = Parser(prog=called("crossval"), usage=argparse.SUPPRESS, add_help=False)
     group = parser.add_argument_group("what is held out")
-    group.add_argument("--folds", type=int, metavar="K", help="K even shares of the scenes")
+    group.add_argument(
+        "--folds", type=number(1, 10**6), metavar="K", help="K even shares of the scenes"
+    )
     group.add_argument("--leave-one-scene-out", action="store_true", help="each scene once")
     group.add_argument("--leave-one-dataset-out", action="store_true", help="each data set once")
     group.add_argument(

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from flatdepth.cli import Parser, as_called, called
+from flatdepth.cli import Parser, as_called, called, number
+from flatdepth.config import MAX_DEPTH_M, SEED
 from flatdepth.errors import UserError
 from flatdepth.judge.protocol import ALIGNMENTS, FITS, PROTOCOLS
 from flatdepth.models.precision import best_device
@@ -84,7 +85,7 @@ def options() -> Parser:
     add(
         "--max_depth_m",
         action="append",
-        type=float,
+        type=number(*MAX_DEPTH_M),
         metavar="METRES",
         help="largest depth of a metric file that does not say so; once for all, or once for each",
     )
@@ -107,7 +108,7 @@ def options() -> Parser:
     add("--images", type=int, default=0, help="most images per set, evenly spaced (default: all)")
     add(
         "--paste",
-        type=int,
+        type=number(*SEED),
         metavar="SEED",
         help="evaluate every picture again with pastes of this seed",
     )

@@ -1,7 +1,6 @@
 """Pack raw data into shard sets, and look after shard sets. See ``flatdepth pack --help``."""
 
 import re
-import sys
 import warnings
 from typing import NoReturn
 
@@ -46,14 +45,10 @@ def main(argv: list[str]) -> int:
         return 0
     command, arguments = argv[0], argv[1:]
     commands = {"merge": _merge, "verify": _verify, "ls": _ls, "export": _export}
-    try:
-        if command in READERS:
-            return _pack(command, arguments)
-        if command in commands:
-            return commands[command](arguments)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+    if command in READERS:
+        return _pack(command, arguments)
+    if command in commands:
+        return commands[command](arguments)
     names = ", ".join([*READERS, *commands])
     raise UserError(f"unknown command {command!r}; choose one of {names}")
 

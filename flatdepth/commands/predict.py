@@ -20,7 +20,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from flatdepth.cli import Parser, as_called, called, plain_warning
+from flatdepth.cli import Parser, as_called, called, number, plain_warning
+from flatdepth.config import MAX_DEPTH_M
 from flatdepth.errors import UserError
 from flatdepth.models.precision import best_device
 
@@ -54,18 +55,14 @@ def main(argv: list[str]) -> int:
     inputs = plan_inputs(chosen.inputs, chosen.out, options)
     model, report = open_model(chosen.checkpoint, kind=chosen.kind, max_depth_m=chosen.max_depth_m)
     print(report, file=sys.stderr)
-    try:
-        summary = predict_files(
-            model.to(device),
-            inputs,
-            chosen.out,
-            options,
-            device=device,
-            checkpoint=chosen.checkpoint,
-        )
-    except KeyboardInterrupt:
-        print("interrupted; finished outputs stay", file=sys.stderr)
-        return 130
+    summary = predict_files(
+        model.to(device),
+        inputs,
+        chosen.out,
+        options,
+        device=device,
+        checkpoint=chosen.checkpoint,
+    )
     print(summary)
     return 1 if summary.skipped else 0
 
@@ -100,7 +97,10 @@ def parser() -> Parser:
     weights = result.add_argument_group("weights that do not say what they are").add_argument
     weights("--kind", choices=("metric", "relative"))
     weights(
-        "--max_depth_m", type=float, metavar="M", help="of metric weights: 20 indoor, 80 outdoor"
+        "--max_depth_m",
+        type=number(*MAX_DEPTH_M),
+        metavar="M",
+        help="of metric weights: 20 indoor, 80 outdoor",
     )
     depth = result.add_argument_group("depth PNG and point cloud").add_argument
     depth(

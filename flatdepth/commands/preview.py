@@ -8,7 +8,7 @@ flatdepth preview --replay runs/NAME --step N --html page.html  what that run sa
 import argparse
 from pathlib import Path
 
-from flatdepth.cli import Parser, as_called, called, parse_config
+from flatdepth.cli import Parser, as_called, called, number, parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
 from flatdepth.resources import QUICKSTART
@@ -40,9 +40,13 @@ def own_options() -> Parser:
     """What is shown and where it goes; all other options are training's."""
     parser = Parser(prog=called("preview"), usage=argparse.SUPPRESS, add_help=False)
     group = parser.add_argument_group("what to show")
-    group.add_argument("--step", type=int, default=0, help="optimiser step, from 0 (default: 0)")
     group.add_argument(
-        "--rows", type=int, help="images from that step on (default: the batch of the step)"
+        "--step", type=number(0, 10**9), default=0, help="optimiser step, from 0 (default: 0)"
+    )
+    group.add_argument(
+        "--rows",
+        type=number(1, 1000),
+        help="images from that step on (default: the batch of the step)",
     )
     group.add_argument("--out", type=Path, metavar="FILE.png", help="contact sheet to write")
     group.add_argument("--html", type=Path, metavar="FILE", help="HTML page to write")

@@ -9,7 +9,7 @@ nothing from anywhere; open it in any browser, or send it to somebody.
 
 from pathlib import Path
 
-from flatdepth.cli import Parser, as_called, called
+from flatdepth.cli import Parser, as_called, called, number
 from flatdepth.errors import UserError
 from flatdepth.models.precision import best_device
 
@@ -18,9 +18,6 @@ def main(argv: list[str]) -> None:
     chosen = options().parse_args(argv)
     if chosen.out is None and len(chosen.run) > 1:
         raise UserError("--out: name the file to write, because there are several runs")
-    for name in ("images", "worst"):
-        if getattr(chosen, name) < 0:
-            raise UserError(f"--{name}: expected 0 or more, got {getattr(chosen, name)}")
     out = chosen.out or chosen.run[0] / "report.html"
 
     from flatdepth.data.progress import picture_progress
@@ -64,7 +61,7 @@ def options() -> Parser:
     )
     add(
         "--images",
-        type=int,
+        type=number(0, 10**9),
         default=64,
         help="most held-out pictures per data set, evenly spaced; 0: all (default: 64)",
     )
@@ -74,7 +71,7 @@ def options() -> Parser:
         metavar="PX",
         help="shorter side of the network's input (default: that of the runs)",
     )
-    add("--worst", type=int, default=2, help="pictures to show per region (default: 2)")
+    add("--worst", type=number(0, 100), default=2, help="pictures to show per region (default: 2)")
     add(
         "--no_judging",
         action="store_true",

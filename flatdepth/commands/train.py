@@ -7,7 +7,7 @@ flatdepth train --help                       every knob
 On several GPUs: accelerate launch -m flatdepth.train --config FILE
 """
 
-from flatdepth.cli import as_called, called, parse_config
+from flatdepth.cli import as_called, called, end_soon, parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.resources import QUICKSTART
 
@@ -22,4 +22,5 @@ def main(argv: list[str]) -> None:
     )
     from flatdepth.training.loop import train
 
-    train(config)
+    if not train(config)["finished"]:
+        end_soon(0)

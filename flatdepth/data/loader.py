@@ -5,6 +5,7 @@ threads in the training process keep up without pickling or shared memory. Resul
 """
 
 import itertools
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -24,15 +25,23 @@ from flatdepth.augment.photometric import NEUTRAL, draw_photometric
 from flatdepth.augment.plan.coarse import thin_view
 from flatdepth.augment.plan.layout import Paste, is_pasted, plan_pastes
 from flatdepth.augment.rng import Draws, hash_words
+from flatdepth.cli import free_memory
 from flatdepth.config import DataConfig, PasteConfig, TrainConfig
 from flatdepth.data.frames import Corpus, Pictures, Subset
 from flatdepth.data.order import Order, rank_positions
 from flatdepth.data.streams import Window
+from flatdepth.errors import UserError
 from flatdepth.geometry import View, view_depth, view_image
 from flatdepth.types import Batch, Frame
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+FRAME_BYTES = 8
+"""Per pixel of a prepared sample: colours, depth, and one for what else there is."""
+
+EVAL_AHEAD = 4
+"""Validation batches prepared ahead."""
 
 LOOKED_UP = 256
 """Positions whose samples are looked up together, for speed."""
@@ -84,7 +93,8 @@ def in_order(
         while pending:
             yield pending.popleft().result()
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        # without waiting: a read may hang, and what is not asked for any more has no end
+        executor.shutdown(wait=False, cancel_futures=True)
         blas.restore_original_limits()
 
 
@@ -97,13 +107,14 @@ def training_samples(
     ranks: int,
     accumulation: int,
 ) -> Generator[list[Sample], None, None]:
-    """Endless micro-batches of one rank from an optimiser step on.
+    """Endless micro-batches of one rank from an optimiser step on; see ``expect_room_ahead``.
 
     A sample, its crop and its pastes are functions of (seed, position) and the configuration, so
     the stream can be entered at any step and does not depend on ranks or threads. Samples of
     WebDataset streams are functions of (seed, first step, rank, ranks): a position says which
     stream is read on, and how it is drawn.
     """
+    expect_room_ahead(corpus, config)
     sizes = (1,) * len(corpus.streams) or tuple(len(subset) for subset in corpus.train)
     order = Order(sizes=sizes, weights=corpus.weights, seed=config.seed)
     stream_seed = hash_words(config.seed, first_step)
@@ -144,13 +155,42 @@ def training_samples(
         threads=config.data.threads,
         ahead=config.data.prefetch * config.micro_batch,
     )
-    batch: list[Sample] = []
-    with reader, closing(samples):
-        for sample in samples:
-            batch.append(sample)
-            if len(batch) == config.micro_batch:
-                yield batch
-                batch = []
+
+    def micro_batches() -> Generator[list[Sample], None, None]:
+        batch: list[Sample] = []
+        try:
+            with closing(samples):
+                for sample in samples:
+                    batch.append(sample)
+                    if len(batch) == config.micro_batch:
+                        yield batch
+                        batch = []
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
+
+    return micro_batches()
+
+
+def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
+    """Refuse to prepare more samples ahead than half of the free memory holds.
+
+    Raises:
+        UserError: it does not hold as many of the largest frames with what their pastes show.
+    """
+    sizes = [subset.shards.sizes[subset.rows] for subset in (*corpus.train, *corpus.val)]
+    frame_px = int(np.concatenate(sizes).prod(axis=1).max())
+    shown_px = config.data.height * config.data.width * config.paste.max_pastes
+    room = free_memory() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    most = room // (FRAME_BYTES * (frame_px + shown_px))
+    for keys, ahead in (
+        ("data.prefetch x micro_batch", config.data.prefetch * config.micro_batch),
+        (f"eval.batch x {EVAL_AHEAD}", config.eval.batch * EVAL_AHEAD),
+    ):
+        if ahead > most:
+            raise UserError(
+                f"{keys}: expected at most the {most} samples that half of the free memory holds, "
+                f"got {ahead}; lower it"
+            )
 
 
 def _training_sample(

@@ -34,6 +34,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from tqdm import tqdm
 
+from flatdepth.cli import free_memory
 from flatdepth.data.readers.base import MOST_OUTSIDE, Item, Listing, Reader, out_of_range
 from flatdepth.data.shards import (
     INDEX_NAME,
@@ -54,7 +55,7 @@ from flatdepth.data.shards.write import (
     refuse_other_request,
     skip_lines,
 )
-from flatdepth.errors import BadFrame, UserError, printable
+from flatdepth.errors import BadFrame, UserError, expect_within, printable
 from flatdepth.geometry import camera_trouble
 from flatdepth.types import DepthCodes, RawFrame
 from flatdepth.untrusted import parse_json
@@ -67,6 +68,8 @@ _CAMERA_PART = re.compile(
     r"|(?:image|color|colour|rgb|cam|camera)s?[_-]?(?:left|right|\d{1,2}))(?![^/])"
 )
 """A part of a path that names a camera of several, such as image_02, right, cam0 and Camera_1."""
+WORKER_BYTES = 200 * 10**6
+"""What a process that packs takes at least."""
 
 _AHEAD = 4  # items in flight per worker: hides uneven reading times, bounds memory
 
@@ -303,7 +306,7 @@ def verify(url: str | os.PathLike[str], workers: int | None = None) -> Verificat
         numbers = range(len(shards.index.shards))
         with (
             _Progress(shards.dataset, len(shards), 0) as progress,
-            ThreadPoolExecutor(workers or cpus()) as pool,
+            _threads(workers) as pool,
         ):
             found = list(pool.map(lambda n: _verify_shard(shards, n, progress), numbers))
         return Verification(
@@ -360,8 +363,7 @@ def export(
     Raises:
         UserError: there is no set, a sample is damaged, or ``out`` is not empty.
     """
-    if not 0 < codes_per_metre < np.inf:
-        raise UserError(f"--codes_per_metre must be above 0, not {codes_per_metre}")
+    expect_within("--codes_per_metre", codes_per_metre, 1e-3, 1e6)
     _check_workers(workers)
     root = Path(out)
     if root.exists() and any(root.iterdir()):
@@ -369,7 +371,7 @@ def export(
     with (
         ShardSet.open(url) as shards,
         _Progress(shards.dataset, len(shards), 0) as progress,
-        ThreadPoolExecutor(workers or cpus()) as pool,
+        _threads(workers) as pool,
     ):
 
         def write(i: int) -> int:
@@ -462,8 +464,9 @@ _worker_job: _Job | None = None
 def _start_worker(job: _Job) -> None:
     global _worker_job
     _worker_job = job
-    # Ctrl-C reaches the whole process group; the parent alone decides what happens.
+    # A signal may reach the whole process group; the parent alone decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -496,12 +499,17 @@ def _results(
         yield ((number, job(items[number])) for number in numbers)
         return
     # spawn: fork would copy threads and locks of libraries in unknown states.
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(job,)
     )
     try:
         todo = (items[number] for number in numbers)
         yield zip(numbers, _in_order(pool, todo, _AHEAD * workers), strict=True)
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()).difference(others):
+            worker.kill()  # it would end what it has begun, which may take long
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -513,6 +521,16 @@ def _in_order(pool: Executor, items: Iterator[Item], ahead: int) -> Iterator[Sam
     while pending:
         yield pending.popleft().result()
         pending.extend(pool.submit(_work, item) for item in islice(items, 1))
+
+
+@contextmanager
+def _threads(workers: int | None) -> Iterator[ThreadPoolExecutor]:
+    """A pool that is left at once where something goes wrong; what is not begun is dropped."""
+    pool = ThreadPoolExecutor(workers or cpus())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def cpus() -> int:
@@ -580,17 +598,15 @@ def _check_options(
     _check_workers(workers)
     if not 1 <= part[0] <= part[1]:
         raise UserError(f"--part must be i/n with 1 <= i <= n, not {part[0]}/{part[1]}")
-    if not 0 < shard_mb < np.inf:
-        raise UserError(f"--shard_mb must be above 0, not {shard_mb}")
-    if not 0 <= min_valid <= 1:
-        raise UserError(f"--min_valid must be a share of 0..1, not {min_valid}")
-    if not 1 <= level <= 22:
-        raise UserError(f"--level must be 1..22, not {level}")
+    expect_within("--part", part[1], 1, 9999)
+    expect_within("--shard_mb", shard_mb, 1e-6, 1e6)
+    expect_within("--min_valid", min_valid, 0, 1)
+    expect_within("--level", level, 1, 22)
 
 
 def _check_workers(workers: int | None) -> None:
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers must be 1 or more, not {workers}")
+    room = max(cpus(), free_memory() // WORKER_BYTES)
+    expect_within("--workers", 1 if workers is None else workers, 1, min(room, 1024))
 
 
 def _options(reader: Reader) -> dict[str, object]:

@@ -28,6 +28,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from flatdepth.cli import signals_to
 from flatdepth.config import DataConfig, SetConfig, TrainConfig
 from flatdepth.data.demo import ensure_demo
 from flatdepth.data.shards.read import ShardSet
@@ -289,14 +290,10 @@ def _launch(config: Path, options: str) -> None:
         else:
             process.terminate()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_to(stop):
         code = process.wait()
         while stopped and _alive(process.pid):
             time.sleep(0.1)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if stopped:
         raise UserError(f"stopped in {config.stem}; give the same command again to go on there")
     if code:

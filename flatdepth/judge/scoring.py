@@ -23,12 +23,20 @@ from flatdepth.augment.draw.composite import paste
 from flatdepth.augment.plan.layout import Paste
 from flatdepth.augment.rng import Draws
 from flatdepth.cli import parse_config
-from flatdepth.config import DataConfig, PasteConfig, SetConfig, TrainConfig
+from flatdepth.config import (
+    MICRO_BATCH,
+    MOST_SIDE,
+    SEED,
+    DataConfig,
+    PasteConfig,
+    SetConfig,
+    TrainConfig,
+)
 from flatdepth.data.demo import ensure_demo
 from flatdepth.data.frames import Pictures, Subset, open_corpus
 from flatdepth.data.loader import Sample, in_order, pasted_sample, to_device
 from flatdepth.data.shards.read import ShardSet
-from flatdepth.errors import UserError, is_out_of_memory
+from flatdepth.errors import UserError, expect_within, is_out_of_memory
 from flatdepth.geometry import View, view_image
 from flatdepth.judge.metrics import (
     RegionTable,
@@ -51,6 +59,7 @@ from flatdepth.judge.protocol import (
 )
 from flatdepth.models.checkpoint import open_model
 from flatdepth.models.depth_anything import PATCH, DepthAnythingV2, Kind
+from flatdepth.models.precision import expect_room
 from flatdepth.types import METRICS, Batch, Region
 
 Part = Literal["all", "train", "val", "test"]
@@ -105,15 +114,13 @@ class Request:
     bootstrap: int = 2000
 
     def __post_init__(self) -> None:
-        for option, count, least in (
-            ("--images", self.images, 0),
-            ("--batch", self.batch, 1),
-            ("--threads", self.threads, 1),
-            ("--bootstrap", self.bootstrap, 1),
-        ):
-            if count < least:
-                raise UserError(f"{option}: expected at least {least}, got {count}")
-        if self.size is not None and (self.size <= 0 or self.size % PATCH):
+        expect_within("--images", self.images, 0, 10**9)
+        expect_within("--batch", self.batch, *MICRO_BATCH)
+        expect_within("--threads", self.threads, 1, 256)
+        expect_within("--bootstrap", self.bootstrap, 1, 10**5)
+        expect_within("--paste", self.paste_seed or 0, *SEED)
+        expect_within("--size", PATCH if self.size is None else self.size, PATCH, MOST_SIDE)
+        if self.size is not None and self.size % PATCH:
             raise UserError(
                 f"--size: expected a positive multiple of {PATCH}, got {self.size}; the nearest is "
                 f"{max(PATCH, round(self.size / PATCH) * PATCH)}"
@@ -257,6 +264,7 @@ def judge(
     """
     contenders = open_contenders(request, device)
     size = request.size or _run_size(contenders)
+    expect_room(request.batch, size, device)
     if subsets is None:
         subsets = open_subsets(request.data, request.part)
     pictures = open_pictures(request.art)

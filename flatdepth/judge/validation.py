@@ -5,7 +5,7 @@ and only per-image rows are gathered, so the figures depend neither on the numbe
 the batch size.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from flatdepth.augment.draw.composite import paste
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Corpus
-from flatdepth.data.loader import Sample, in_order, to_device, validation_sample
+from flatdepth.data.loader import EVAL_AHEAD, Sample, in_order, to_device, validation_sample
 from flatdepth.judge.metrics import RegionTable, image_metrics, region_masks
 from flatdepth.judge.protocol import align_inverse_depth
 from flatdepth.models.depth_anything import DepthAnythingV2
@@ -70,12 +70,14 @@ def evaluate(
     accelerator: Accelerator,
     *,
     title: str,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate a model on the validation samples; collective over all ranks.
 
     Args:
         model: the bare model (not wrapped for data parallelism), on the accelerator's device.
         title: heading of the contact sheet.
+        check: called after every batch, by all ranks; what it raises ends the validation.
     """
     places = corpus.val_places(config.eval.images)
     shown = set(np.linspace(0, len(places) - 1, config.eval.pictures).round().astype(int).tolist())
@@ -97,7 +99,9 @@ def evaluate(
         subset, place = places[task[0] % len(places)]
         return validation_sample(corpus, config, corpus.val[subset], place, pasted=task[1])
 
-    samples = in_order(load, mine, threads=config.data.threads, ahead=4 * config.eval.batch)
+    samples = in_order(
+        load, mine, threads=config.data.threads, ahead=EVAL_AHEAD * config.eval.batch
+    )
     tasks = iter(mine)
     for chunk in _chunks(samples, config.eval.batch):
         chunk_tasks = [next(tasks) for _ in chunk]
@@ -109,6 +113,7 @@ def evaluate(
             _add(table, batch, pred_m, one, pasted, config)
             if pasted and number in shown and accelerator.is_main_process:
                 rows[number] = _row(batch, pred_m, position, chunk[position])
+        check()
     model.train(was_training)
     keys, values = _gather(table, accelerator)
     whole = RegionTable()

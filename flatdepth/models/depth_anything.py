@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flatdepth.errors import UserError
+from flatdepth.config import MAX_DEPTH_M
+from flatdepth.errors import UserError, expect_within
 
 PATCH = 14
 GRID = 37
@@ -139,8 +140,7 @@ class DepthAnythingV2(nn.Module):
         super().__init__()
         if encoder not in ENCODERS:
             raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}, found {encoder!r}")
-        if not 0 < max_depth_m < math.inf:
-            raise UserError(f"max_depth_m: expected metres above 0, found {max_depth_m}")
+        expect_within("max_depth_m", max_depth_m, *MAX_DEPTH_M)
         self.encoder = encoder
         self.kind: Kind = kind
         self.max_depth_m = float(max_depth_m)

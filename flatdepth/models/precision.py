@@ -4,6 +4,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
+from flatdepth.cli import free_memory
+from flatdepth.errors import UserError
+
+LEAST_BYTES_PER_PIXEL = 500
+"""Memory of a forward pass per pixel of its input, rounded down; measured with the smallest
+network (the largest takes several times as much)."""
+
 
 def autocast(accelerator: Accelerator) -> torch.autocast:
     """What a forward pass runs under: the same as accelerate's own, which is not for every step.
@@ -25,3 +32,19 @@ def autocast(accelerator: Accelerator) -> torch.autocast:
 def best_device() -> torch.device:
     """A GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def expect_room(batch: int, size: int, device: torch.device) -> None:
+    """Refuse forward passes of ``batch`` images of ``size`` pixels that the machine cannot hold.
+
+    A GPU refuses by itself.
+
+    Raises:
+        UserError: free memory is less than the smallest network would take.
+    """
+    need, free = batch * size**2 * LEAST_BYTES_PER_PIXEL, free_memory()
+    if device.type == "cpu" and need > free:
+        raise UserError(
+            f"--batch {batch} at --size {size}: expected at most the {free / 1e9:.1f} GB of free "
+            f"memory, but the network takes more than {need / 1e9:.1f} GB; lower one of them"
+        )

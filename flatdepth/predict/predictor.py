@@ -24,9 +24,10 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from flatdepth.config import MICRO_BATCH, MOST_SIDE
 from flatdepth.data.loader import in_order
 from flatdepth.data.readers.files import pinhole
-from flatdepth.errors import BadFrame, UserError, is_out_of_memory, printable
+from flatdepth.errors import BadFrame, UserError, expect_within, is_out_of_memory, printable
 from flatdepth.geometry import (
     View,
     camera_trouble,
@@ -36,6 +37,7 @@ from flatdepth.geometry import (
     view_image,
 )
 from flatdepth.models.depth_anything import PATCH, Kind
+from flatdepth.models.precision import expect_room
 from flatdepth.predict.inputs import (
     Input,
     Photo,
@@ -128,21 +130,21 @@ class PredictOptions:
             8 <= self.image_bits <= 16, f"--image_bits: expected 8 to 16, got {self.image_bits}"
         )
         _require(bool(self.write), f"--write: expected some of {', '.join(SUFFIXES)}, got none")
+        expect_within("--size", self.size, PATCH, MOST_SIDE)
         _require(
-            self.size > 0 and self.size % PATCH == 0,
+            self.size % PATCH == 0,
             f"--size: expected a positive multiple of {PATCH}, got {self.size}; the nearest is "
             f"{_rounded(self.size)}",
         )
-        _require(self.batch > 0, f"--batch: expected at least 1, got {self.batch}")
-        _require(self.prune > 0, f"--prune: expected a share above 0, got {self.prune:g}")
+        expect_within("--batch", self.batch, *MICRO_BATCH)
+        expect_within("--prune", self.prune, 1e-6, 1e6)
         _require(
             self.fov_deg is None or 0 < self.fov_deg < 180,
             f"--fov: expected degrees between 0 and 180, got {self.fov_deg}",
         )
-        _require(
-            self.intrinsics is None or min(self.intrinsics[:2]) > 0,
-            f"--intrinsics: expected focal lengths above 0, got {self.intrinsics}",
-        )
+        for name, value in zip(("fx", "fy", "cx", "cy"), self.intrinsics or (), strict=False):
+            low = 1e-3 if name.startswith("f") else -1e7
+            expect_within(f"--intrinsics: {name}", value, low, 1e7)
         _require(
             self.intrinsics is None or self.fov_deg is None,
             "--fov: --intrinsics says the same; leave one of them out",
@@ -400,13 +402,14 @@ def predict_files(
 
     Raises:
         UserError: point clouds are wanted from a relative network, the outputs cannot be written,
-            or the GPU's memory is full.
+            or memory is full.
     """
     if "ply" in options.write and model.kind == "relative":
         raise UserError(
             "--write ply: the unknown shift of relative depth bends every surface; take metric "
             "weights for point clouds"
         )
+    expect_room(options.batch, options.size, device)
     written: list[Written] = []
     skipped: list[Skipped] = []
 
@@ -463,12 +466,11 @@ def predict_files(
                             progress.say(_saturation(result, options.png_unit))
                         written.append(result)
                     progress.step()
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(
-            "the GPU's memory is full; lower --batch or --size, or add --device cpu"
-        ) from error
+        fix = ", or add --device cpu" if device.type == "cuda" else ""
+        raise UserError(f"memory is full; lower --batch or --size{fix}") from error
     except OSError as error:
         raise _unwritable(out, error) from error
     return Summary(written=written, skipped=skipped, out=out)

@@ -9,6 +9,7 @@ function of the step.
 import dataclasses
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from flatdepth.augment.photometric import Photometric
 from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.loader import Sample, to_device, training_samples
+from flatdepth.errors import Stopped
 from flatdepth.judge.validation import evaluate
 from flatdepth.models.card import write_model_card
 from flatdepth.models.checkpoint import load_weights, save_weights
@@ -40,7 +42,7 @@ from flatdepth.training.launch import (
     share_out,
 )
 from flatdepth.training.losses import depth_loss
-from flatdepth.training.memory import out_of_memory_advised
+from flatdepth.training.memory import expect_room, out_of_memory_advised
 from flatdepth.training.optim import make_optimizer
 from flatdepth.training.runlog import RunLog
 from flatdepth.training.schedule import lr_factor
@@ -92,6 +94,7 @@ def _train(
     with accelerator.main_process_first():
         corpus = open_corpus(config.data)
 
+    expect_room(config, accelerator.device)
     torch.manual_seed(config.seed)
     model = build_model(config, accelerator)
     optimizer = make_optimizer(model, config.optim, accelerator.device)
@@ -108,7 +111,6 @@ def _train(
                 "that follows from seed and step; the samples are not those of a run that was not "
                 "stopped (data.loader)"
             )
-    log = RunLog(run, config, accelerator, progress)
     stream = training_samples(
         corpus,
         config,
@@ -117,10 +119,11 @@ def _train(
         ranks=accelerator.num_processes,
         accumulation=accumulation,
     )
+    log = RunLog(run, config, accelerator, progress)
     started = time.perf_counter() - progress.seconds
     wrapped.train()
 
-    with StopRequest() as stop:
+    with StopRequest(accelerator) as stop:
         while True:
             # evaluate
             done = progress.step == config.steps and not stop.agreed
@@ -128,8 +131,11 @@ def _train(
             if due and not stop.agreed and not progress.has_evaluation():
                 label = _label(progress.step, config)
                 title = f"{config.name}: {label}"
-                with ema.applied():
-                    result = evaluate(model, corpus, config, accelerator, title=title)
+                with suppress(Stopped), ema.applied():
+                    with stop.at_once():
+                        result = evaluate(
+                            model, corpus, config, accelerator, title=title, check=stop.agree
+                        )
                     progress.add_evaluation(label, result.table)
                     if update_best(progress, config):
                         _save_weights(
@@ -138,9 +144,10 @@ def _train(
                     log.evaluation(result.sheet)
 
             # save
-            done |= 0 < config.eval.patience <= progress.stale
+            done = not stop.agreed and (done or 0 < config.eval.patience <= progress.stale)
             progress.seconds = time.perf_counter() - started
-            if done or stop.agreed or (progress.step and progress.step % config.save_every == 0):
+            due = done or stop.agreed or progress.step % config.save_every == 0
+            if due and progress.step:
                 save_checkpoint(accelerator, run, progress, config, ema)
 
             # stop
@@ -164,7 +171,10 @@ def _train(
             keys: list[str] = []
             for _ in range(accumulation):
                 wait_started = time.perf_counter()
-                samples = next(stream)
+                with suppress(Stopped), stop.at_once():
+                    samples = next(stream)
+                if stop.agreed:
+                    break
                 waited += time.perf_counter() - wait_started
                 keys += [sample.frame.key for sample in samples]
                 with accelerator.accumulate(wrapped):
@@ -176,6 +186,8 @@ def _train(
                     accelerator.backward(losses.mean())
                     has_truth = (weight > 0).flatten(1).any(1)
                     sums += torch.stack((losses.detach().sum(), has_truth.sum()))
+            if stop.agreed:
+                continue  # the step is not taken, and comes again when the run goes on
             mean_loss, images, stop.agreed = _agree(sums, stop, accelerator)
             norm = math.nan
             if math.isfinite(mean_loss):

@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from flatdepth.cli import free_memory
 from flatdepth.config import OptimConfig, TrainConfig
 from flatdepth.errors import UserError, is_out_of_memory
 from flatdepth.models.depth_anything import (
@@ -51,6 +52,9 @@ CONTEXT_BYTES = GIB // 2
 
 NextBatch = Callable[[], tuple[Tensor, Tensor, Tensor]]
 """Gives image, truth in metres and weight of a micro-batch."""
+
+ROUGH_BYTES_PER_PIXEL = 4000
+"""Of a training's memory, per pixel of a micro-batch: by simulation 1000 to 12000."""
 
 MARGIN = 0.05
 """Share of the simulated peak to leave for what the simulation does not count."""
@@ -406,6 +410,32 @@ def choose(proposals: Sequence[Proposal]) -> Proposal | None:
     return min(tight, key=lambda p: p.peak, default=None)
 
 
+def expect_room(config: TrainConfig, device: torch.device) -> None:
+    """Refuse a training that the memory of a machine without a GPU cannot hold.
+
+    What may not fit is simulated, which takes seconds. A GPU refuses by itself.
+
+    Raises:
+        UserError: by the simulation it takes more than what is free.
+    """
+    with torch.device("meta"):
+        model = DepthAnythingV2(config.model.encoder, kind=config.model.kind)
+    images = max(config.micro_batch, config.eval.batch)
+    rough = images * config.data.height * config.data.width * ROUGH_BYTES_PER_PIXEL
+    rough += sum(4 * parameter.nbytes for parameter in model.parameters())
+    free = free_memory()
+    if device.type != "cpu" or rough < free / 4:
+        return
+    simulation = simulate(config)
+    need = max(simulation.peak.total, *simulation.phase_peaks.values())
+    if need > free:
+        raise UserError(
+            f"micro_batch {config.micro_batch}, eval.batch {config.eval.batch} and images of "
+            f"{config.data.height} x {config.data.width} px take {gib(need)} by simulation, but "
+            f"{gib(free)} are free; lower them"
+        )
+
+
 @contextmanager
 def out_of_memory_advised(config: TrainConfig, cap: int | None = None) -> Iterator[None]:
     """Turn running out of device memory within into a ``UserError`` that says what would fit.
@@ -416,7 +446,7 @@ def out_of_memory_advised(config: TrainConfig, cap: int | None = None) -> Iterat
     try:
         yield
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or not torch.accelerator.is_available():
             raise
         if cap is None:
             free, _ = torch.accelerator.get_memory_info()

@@ -17,7 +17,7 @@ from flatdepth.data.readers.files import (
     sort_items,
     warn_of_unread,
 )
-from flatdepth.errors import UserError, printable
+from flatdepth.errors import expect_within, printable
 from flatdepth.types import RawFrame
 
 _CREDITS = "CREDITS.tsv"
@@ -39,8 +39,7 @@ class ArtReader:
     """Short name of the collection."""
 
     def __post_init__(self) -> None:
-        if self.max_side < 0:
-            raise UserError(f"max_side: expected 0 or more pixels, found {self.max_side}")
+        expect_within("max_side", self.max_side, 0, 10**5)
 
     @property
     def kind(self) -> Literal["depth", "art"]:

@@ -184,8 +184,8 @@ class FolderReader:
                 f"image_bits: expected 8 to 16, found {self.image_bits}",
             ),
             (
-                self.pair_within_s >= 0,
-                f"pair_within_s: expected 0 or more, got {self.pair_within_s}",
+                0 <= self.pair_within_s <= 1e6,
+                f"pair_within_s: expected 0 to 1e6, got {self.pair_within_s}",
             ),
             (0 <= self.fov_deg < 180, f"fov_deg: expected 0 to 180, found {self.fov_deg}"),
             (0 <= low < high, f"depth_range: expected 0 <= low < high, found {low}, {high}"),

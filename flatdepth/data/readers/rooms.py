@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from flatdepth.config import SEED
 from flatdepth.data.readers.base import Item, Listing
 from flatdepth.data.shards.codec import encode_log_u16
-from flatdepth.errors import UserError
+from flatdepth.errors import expect_within
 from flatdepth.rooms.frames import frame_key, render_room, room_name
 from flatdepth.rooms.pictures import render_picture
 from flatdepth.types import RawFrame
@@ -21,11 +22,6 @@ def _jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling="4:4:4")
     return buffer.getvalue()
-
-
-def _check(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{name}: expected {least} or more, found {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +44,11 @@ class RoomsReader:
     """Short name of the data set."""
 
     def __post_init__(self) -> None:
-        _check("scenes", self.scenes, 1)
-        _check("frames_per_scene", self.frames_per_scene, 1)
-        _check("height", self.height, 16)
-        _check("width", self.width, 16)
-        _check("seed", self.seed, 0)
+        expect_within("scenes", self.scenes, 1, 10**6)
+        expect_within("frames_per_scene", self.frames_per_scene, 1, 10**4)
+        expect_within("height", self.height, 16, 4096)
+        expect_within("width", self.width, 16, 4096)
+        expect_within("seed", self.seed, *SEED)
 
     @property
     def kind(self) -> Literal["depth", "art"]:
@@ -111,10 +107,10 @@ class PicturesReader:
     """Short name of the collection."""
 
     def __post_init__(self) -> None:
-        _check("pictures", self.pictures, 1)
-        _check("height", self.height, 16)
-        _check("width", self.width, 16)
-        _check("seed", self.seed, 0)
+        expect_within("pictures", self.pictures, 1, 10**6)
+        expect_within("height", self.height, 16, 4096)
+        expect_within("width", self.width, 16, 4096)
+        expect_within("seed", self.seed, *SEED)
 
     @property
     def kind(self) -> Literal["depth", "art"]:
