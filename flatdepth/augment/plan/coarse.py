@@ -22,7 +22,7 @@ class ThinView:
 
     Each cell is represented by the source pixel at its centre, and by that pixel's own ray, so
     that a plane's points lie on the plane to the last digit. Where depth is sparse (a lidar's: less
-    than half of the cells that hold a known pixel have one at their centre), the known pixel
+    than 70 % of the cells that hold a known pixel have one at their centre), the known pixel
     nearest to its centre represents a cell instead.
 
     Attributes:
@@ -143,7 +143,7 @@ def thin_view(frame: Frame, view: View) -> ThinView:
         nearest_m = nearest_m[:, ::-1]
     nearest = (1.0 / nearest_m).ravel()
     at_centre = np.isfinite(frame.depth_m[row, column])
-    is_sparse = 2 * np.count_nonzero(at_centre) < np.count_nonzero(nearest)
+    is_sparse = np.count_nonzero(at_centre) < 0.7 * np.count_nonzero(nearest)
     gap_px = (0.0, 0.0)
     if is_sparse:
         _take_known(known, view, rows, columns, row, column)

@@ -54,6 +54,8 @@ def hang(
         fits = in_range(found.corners, depth_range_m)
         if thin.is_sparse:
             fits &= np.maximum(found.widths, found.heights) <= LARGEST_M
+            if walls.ground is not None:
+                fits &= (found.corners @ walls.ground).max(axis=1) <= 1
         return fits & _are_good_places(thin, found, config, taken)
 
     for wall, own in zip(order[:MOST_WALLS].tolist(), places, strict=False):
@@ -79,10 +81,11 @@ def _are_good_places(
 ) -> Bool[np.ndarray, " c"]:
     """Which rectangles can hang where they are, as far as the grid can tell.
 
-    Good: mostly in the image, nothing hung there yet, at least 40 % of its depth known (in sparse
-    depth 70 % of what the sensor can see, for sky gives no return); of the known points at least 75 % on the plane, at most 20 % in front of it and 8 % behind it; some of
-    the wall in each quarter. Around it, on 0.8 m or 1.3 times its size, at least half of what is
-    not hidden by things in front is wall, and at most 12 % is behind.
+    Good: mostly in the image, nothing hung there yet, at least 40 % of its depth known (70 %
+    of what the sensor can see where depth is sparse: there sky is unknown); of the known points at
+    least 75 % on the plane, at most 20 % in front of it and 8 % behind it; some of the wall in each
+    quarter. Around it, on 0.8 m or 1.3 times its size, at least half of what is not hidden by
+    things in front is wall, and at most 12 % is behind.
     """
     surface = thin.rays @ boxes.m
     deviation = thin.inverse_depth - surface

@@ -192,7 +192,7 @@ def _paste(
         kind=kind,
         layout=place.layout,
         front=1 / (1 + 2 * config.plane_tolerance + noise) if hung else 0.0,
-        spread_px=(math.ceil(thin.gap_px[0]), math.ceil(thin.gap_px[1])) if hung else (0, 0),
+        spread_px=_spread_px(thin) if hung else (0, 0),
         rectangle=place.rectangle,
         look=draw_look(thin, draws, config, kind, form, place.rectangle, hung=hung, sensor=sensor),
         picture_px=(2, 2),
@@ -208,6 +208,13 @@ def _paste(
         on_left = float(corners[:, 0].mean()) < thin.width / 2
         portion = _mirror_portion(thin, draws, config, box.width / box.height, on_left)
     return replace(paste, picture_px=_picture_px(corners, thin), portion=portion)
+
+
+def _spread_px(thin: ThinView) -> tuple[int, int]:
+    """A gap between returns, and the 2 pixels by which a majority of 5 x 5 wears off corners."""
+    if not thin.is_sparse:
+        return 0, 0
+    return math.ceil(thin.gap_px[0]) + 2, math.ceil(thin.gap_px[1]) + 2
 
 
 def _picture_px(corners: Float64[np.ndarray, "4 2"], thin: ThinView) -> tuple[int, int]:

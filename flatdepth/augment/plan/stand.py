@@ -26,8 +26,8 @@ def stand(
 ) -> Rectangle | None:
     """A board of random tilt in front of everything it covers, standing on the ground if it can.
 
-    If no ground is seen or none of sixteen attempts, of shrinking size, fits there, it hovers, turned by up to 8
-    degrees; None if none of eight attempts fits either.
+    If no ground is seen or none of sixteen attempts of shrinking size fits there, it hovers, turned
+    by up to 8 degrees; None if none of eight attempts fits either.
 
     Args:
         taken: (N,) cells of earlier pastes.

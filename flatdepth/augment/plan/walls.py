@@ -1,4 +1,4 @@
-"""Walls and ground of a view, found in inverse depth by locally seeded RANSAC on the coarse grid."""
+"""Walls and ground of a view, by locally seeded RANSAC in inverse depth on the coarse grid."""
 
 from dataclasses import dataclass
 
