@@ -195,7 +195,7 @@ def _group(
     content = np.zeros((count, 4, *slot), dtype=np.uint8)
     content[:, 3] = 128
     looks = np.zeros((count, len(COLUMNS)))
-    looks[:, [COLUMNS.index(name) for name in ("half_x", "half_y", "shadow_soft")]] = 1.0
+    looks[:, [COLUMNS.index(name) for name in ("half_x", "half_y", "shadow_soft", "edge")]] = 1.0
     layers = []
     for number in range(depth):
         row = [plan[number] if number < len(plan) else None for plan in plans]
