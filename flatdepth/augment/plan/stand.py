@@ -84,7 +84,7 @@ def _standing(
         1.001 * float((inverse / (rays @ board.plane)).max(initial=0.0)),
         _in_front(thin, board, cells, nearest),
     )
-    if scale > 1.03 * contact:
+    if not 0 < scale <= 1.03 * contact:
         return None
     board = _nearer(board, scale)
     return board if max(board.width, board.height) <= LARGEST_M else None
@@ -97,6 +97,7 @@ def _hovering(
     form: Form,
     nearest: Float64[np.ndarray, " n"],
 ) -> Rectangle | None:
+    """A board anywhere, 2 to 30 % nearer than it must be to cover what it does."""
     u = draws.uniform("standing u", 0.15, 0.85) * thin.width
     v = draws.uniform("standing v", 0.15, 0.85) * thin.height
     ray = pixel_rays(thin.K_px, np.array([u]), np.array([v]))[0]
@@ -151,10 +152,9 @@ def _in_front(
 
 def _nearer(board: Rectangle, scale: float) -> Rectangle:
     """The board brought ``scale`` times nearer; its image stays the same."""
-    return Rectangle(
+    return replace(
+        board,
         centre=board.centre / scale,
-        right=board.right,
-        up=board.up,
         width=board.width / scale,
         height=board.height / scale,
     )
