@@ -39,6 +39,7 @@ ADAPTERS_L = 24 * RANK * (1024 + 3072 + 1024 + 1024 + 1024 + 4096 + 4096 + 1024)
 EXPECTED = {
     "vits_indoor": ALL["vits"],
     "vits_outdoor": ALL["vits"],
+    "vits_lidar": ALL["vits"],
     "vits_relative": ALL["vits"],
     "vitb_indoor": ALL["vitb"],
     "vitl_8gb": ALL["vitl"],

@@ -98,10 +98,13 @@ def contents(frame: Frame, pastes: tuple[Paste, ...]) -> list[Content]:
 
 
 def pasted(
-    frames: list[Frame], plans: list[tuple[Paste, ...]], mirror_target: str = "surface"
+    frames: list[Frame],
+    plans: list[tuple[Paste, ...]],
+    mirror_target: str = "surface",
+    together: int = 1,
 ) -> tuple[Batch, Batch]:
     shown = [contents(frame, one) for frame, one in zip(frames, plans, strict=True)]
-    return shown_on(frames, plans, shown, mirror_target)
+    return shown_on(frames, plans, shown, mirror_target, together)
 
 
 def shown_on(
@@ -109,6 +112,7 @@ def shown_on(
     plans: list[tuple[Paste, ...]],
     shown: list[list[Content]],
     mirror_target: str = "surface",
+    together: int = 1,
 ) -> tuple[Batch, Batch]:
     stacked = stack_plans(
         plans,
@@ -117,6 +121,7 @@ def shown_on(
         height=HEIGHT,
         width=WIDTH,
         mirror_target=mirror_target,
+        together=together,
     )
     batch = clean_batch(frames)
     return batch, paste(batch, stacked, depth_range_m=RANGE_M)
@@ -378,7 +383,8 @@ def test_a_picture_depends_on_its_identity_and_not_on_its_batch() -> None:
     frames = [wall_frame(seed) for seed in range(6)]
     config = dataclasses.replace(ALWAYS, stylised=0.5)
     plans = [plan(frame, number, config) for number, frame in enumerate(frames)]
-    _, together = pasted(frames, plans)
+    assert len({len(one) for one in plans}) > 1
+    _, together = pasted(frames, plans, together=len(frames))
     order = [4, 0, 5]
     _, some = pasted([frames[i] for i in order], [plans[i] for i in order])
     for position, number in enumerate(order):

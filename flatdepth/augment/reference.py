@@ -51,7 +51,13 @@ def paste_reference(
         colour, outer, inner, shade = drawn[..., :3], drawn[..., 3], drawn[..., 4], drawn[..., 5]
 
         near = valid & (depth_m < paste.front * np.where(facing, z, 1e9))
-        in_front = _mean_of_25(near)
+        across, down = paste.spread_px
+        spread = np.zeros_like(near)
+        padded = np.pad(near, ((down, down), (across, across)))
+        for i in range(2 * down + 1):
+            for j in range(2 * across + 1):
+                spread |= padded[i : i + height, j : j + width]
+        in_front = _mean_of_25(spread)
         seen = (outer > 0) & facing & (in_front <= 0.5)
         hole = inner > 0
         is_empty = paste.kind.is_decoy and content.opening is None

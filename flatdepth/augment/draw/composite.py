@@ -36,6 +36,7 @@ class Layer:
     Attributes:
         windows: per image (top, left) of its window; (height, width) is the size of all.
         canvases: per image (height, width) of its texture in texels.
+        spreads: per image (width, height) of ``Paste.spread_px``.
         lines: (B, 4, 3) float32, products with (u - W/2, v - H/2, 1): 0-1 the place in the texture
             (normalised -1..1) divided by z, 2 the inverse depth in 1/m, 3 the depth in metres of a
             legacy paste.
@@ -53,6 +54,7 @@ class Layer:
     height: int
     width: int
     canvases: tuple[tuple[int, int], ...]
+    spreads: tuple[tuple[int, int], ...]
     lines: Float[Tensor, "b 4 3"]
     centre: Float[Tensor, "b 2"]
     region: UInt8[Tensor, "b 1 1 1"]
@@ -127,7 +129,7 @@ def from_params(params: Mapping[str, Tensor]) -> tuple[PasteGroup, ...]:
             values: dict[str, Any] = {
                 entry.name: params.get(prefix + entry.name) for entry in fields(Layer)
             }
-            for name in ("windows", "canvases"):
+            for name in ("windows", "canvases", "spreads"):
                 values[name] = tuple(map(tuple, values[name].tolist()))
             for name in ("height", "width"):
                 values[name] = int(values[name])
@@ -193,7 +195,7 @@ def _group(
     content = np.zeros((count, 4, *slot), dtype=np.uint8)
     content[:, 3] = 128
     looks = np.zeros((count, len(COLUMNS)))
-    looks[:, [COLUMNS.index(name) for name in ("half_x", "half_y", "shadow_soft")]] = 1.0
+    looks[:, [COLUMNS.index(name) for name in ("half_x", "half_y", "shadow_soft", "edge")]] = 1.0
     layers = []
     for number in range(depth):
         row = [plan[number] if number < len(plan) else None for plan in plans]
@@ -287,6 +289,7 @@ def _layer(
         height=window_height,
         width=window_width,
         canvases=tuple(canvases),
+        spreads=tuple((0, 0) if paste is None else paste.spread_px for paste in row),
         lines=_float32(lines),
         centre=_float32(offset),
         region=per_image(region),
@@ -337,8 +340,9 @@ def _bounds(
     if corners[:, 2].min() < 0.05 * paste.rectangle.centre[2]:
         return 0, 0, height, width
     points = project(K_px, corners)
-    left, top = np.floor(points.min(axis=0)).astype(int) - _MARGIN
-    right, bottom = np.ceil(points.max(axis=0)).astype(int) + _MARGIN
+    margin = np.array(paste.spread_px) + _MARGIN
+    left, top = np.floor(points.min(axis=0)).astype(int) - margin
+    right, bottom = np.ceil(points.max(axis=0)).astype(int) + margin
     return (
         int(np.clip(top, 0, height - 1)),
         int(np.clip(left, 0, width - 1)),
@@ -426,7 +430,10 @@ def _paste_layer(
     )
     colour, outer, inner, shade = drawn[:, :3], drawn[:, 3:4], drawn[:, 4:5], drawn[:, 5:6]
 
-    in_front = _majority(known & (scene_m < layer.front * z))
+    nearer = known & (scene_m < layer.front * z)
+    in_front = _majority(
+        _together([_spread(own[None], by) for own, by in zip(nearer, layer.spreads, strict=True)])
+    )
     seen = (outer > 0) & (inverse > 0) & (in_front <= 0.5)
     hole = inner > 0
     cover = seen & ~(layer.empty & hole)
@@ -492,6 +499,14 @@ def _together(images: list[Tensor]) -> Tensor:
 def _put_windows(x: Tensor, windows: Tensor, layer: Layer) -> None:
     for own, window, (top, left) in zip(x, windows, layer.windows, strict=True):
         own[:, top : top + layer.height, left : left + layer.width] = window
+
+
+def _spread(mask: Tensor, by: tuple[int, int]) -> Tensor:
+    """All pixels within ``by`` (width, height) of one that is set."""
+    if by == (0, 0):
+        return mask
+    kernel = (2 * by[1] + 1, 2 * by[0] + 1)
+    return F.max_pool2d(mask.float(), kernel, stride=1, padding=(by[1], by[0])) > 0
 
 
 def _majority(mask: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ class ThinView:
     """A coarse grid over a view of a frame: N = rows x columns cells in row order.
 
     Each cell is represented by the source pixel at its centre, and by that pixel's own ray, so
-    that a plane's points lie on the plane to the last digit.
+    that a plane's points lie on the plane to the last digit. Where depth is sparse (a lidar's: less
+    than 70 % of the cells that hold a known pixel have one at their centre), the known pixel
+    nearest to its centre represents a cell instead.
 
     Attributes:
         frame, view: what is looked at.
@@ -33,6 +35,10 @@ class ThinView:
             around are known it is their median, which on a plane is the centre's value and halves
             a depth camera's noise.
         nearest: (N,) largest 1/z of all source pixels of the cell, 0 if none is known.
+        expected: (N,) share of the cells at the same elevation that the sensor would know if there
+            was something within its reach; 1 where depth is dense.
+        gap_px: (width, height) between the known pixels of a surface in view pixels; 0 where depth
+            is dense.
         colour: (N, 3) sRGB 0..1.
     """
 
@@ -45,7 +51,13 @@ class ThinView:
     rays: Float64[np.ndarray, "n 3"]
     inverse_depth: Float64[np.ndarray, " n"]
     nearest: Float64[np.ndarray, " n"]
+    expected: Float64[np.ndarray, " n"]
+    gap_px: tuple[float, float]
     colour: Float64[np.ndarray, "n 3"]
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.gap_px[1] > 0
 
     @property
     def height(self) -> int:
@@ -72,6 +84,20 @@ class ThinView:
         points = np.stack([self.u, self.v, np.ones_like(self.u)])
         distance = (edge_lines(corners) @ points).min(axis=0)
         return distance > -reach_cells * float(np.hypot(*self.cell))
+
+    def pixels_inside(
+        self, corners: Float64[np.ndarray, "4 2"]
+    ) -> tuple[Float64[np.ndarray, "p 3"], Float64[np.ndarray, " p"]]:
+        """Rays and 1/z of all source pixels of known depth inside a convex quad of the view."""
+        view = self.view
+        u, v = view.source_pixels(*corners.T)
+        left, right = np.clip((u.min(), u.max() + 1), 0, view.crop_width + view.left).astype(int)
+        top, bottom = np.clip((v.min(), v.max() + 1), 0, view.crop_height + view.top).astype(int)
+        left, top = max(left, view.left), max(top, view.top)
+        row, column = np.nonzero(np.isfinite(self.frame.depth_m[top:bottom, left:right]))
+        u, v, rays, inverse = look_up(self.frame, view, self.K_px, row + top, column + left)
+        inside = (edge_lines(corners) @ np.stack([u, v, np.ones_like(u)])).min(axis=0) > 0
+        return rays[inside], inverse[inside]
 
     def on_rectangle(
         self, rectangle: Rectangle
@@ -102,20 +128,32 @@ def thin_view(frame: Frame, view: View) -> ThinView:
         indexing="ij",
     )
     row, column = source_pixels(frame, view, u.ravel(), v.ravel())
-    K_px = view.intrinsics(frame.K_px)
-    u_px, v_px, rays, centre = look_up(frame, view, K_px, row, column)
-    inverse = _median_of_nine(frame, row, column, centre)
     crop = frame.depth_m[
         view.top : view.top + view.crop_height, view.left : view.left + view.crop_width
     ]
-    known = np.where(np.isfinite(crop), crop, np.float32(np.inf))
+    known = np.isfinite(crop)
     row_starts = (np.arange(rows) * view.crop_height) // rows
     column_starts = (np.arange(columns) * view.crop_width) // columns
     nearest_m = np.minimum.reduceat(
-        np.minimum.reduceat(known, row_starts, axis=0), column_starts, axis=1
+        np.minimum.reduceat(np.where(known, crop, np.float32(np.inf)), row_starts, axis=0),
+        column_starts,
+        axis=1,
     ).astype(np.float64)
     if view.flip:
         nearest_m = nearest_m[:, ::-1]
+    nearest = (1.0 / nearest_m).ravel()
+    at_centre = np.isfinite(frame.depth_m[row, column])
+    is_sparse = np.count_nonzero(at_centre) < 0.7 * np.count_nonzero(nearest)
+    gap_px = (0.0, 0.0)
+    if is_sparse:
+        _take_known(known, view, rows, columns, row, column)
+        gap_px = (
+            _gap(known.T, row_starts) * view.width / view.crop_width,
+            _gap(known, column_starts) * view.height / view.crop_height,
+        )
+    K_px = view.intrinsics(frame.K_px)
+    u_px, v_px, rays, centre = look_up(frame, view, K_px, row, column)
+    inverse = centre if is_sparse else _median_of_nine(frame, row, column, centre)
     return ThinView(
         frame=frame,
         view=view,
@@ -125,9 +163,55 @@ def thin_view(frame: Frame, view: View) -> ThinView:
         v=v_px,
         rays=rays,
         inverse_depth=inverse,
-        nearest=(1.0 / nearest_m).ravel(),
+        nearest=nearest,
+        expected=_expected(rays, inverse, rows) if is_sparse else np.ones_like(nearest),
+        gap_px=gap_px,
         colour=frame.image[row, column].astype(np.float64) / 255,
     )
+
+
+def _take_known(
+    known: Bool[np.ndarray, "h w"],
+    view: View,
+    rows: int,
+    columns: int,
+    row: Int64[np.ndarray, " n"],
+    column: Int64[np.ndarray, " n"],
+) -> None:
+    """Put each cell's known pixel nearest to its centre in place of the one at its centre."""
+    at_row, at_column = np.nonzero(known)
+    down = (at_row + 0.5) * (rows / view.crop_height)
+    right = (at_column + 0.5) * (columns / view.crop_width)
+    right = columns - right if view.flip else right
+    cell = down.astype(np.int64) * columns + right.astype(np.int64)
+    distance = (down % 1 - 0.5) ** 2 + (right % 1 - 0.5) ** 2
+    best = np.full(rows * columns, np.iinfo(np.int64).max)
+    np.minimum.at(best, cell, ((distance * 2**20).astype(np.int64) << 32) + np.arange(len(cell)))
+    found = np.unique(cell)
+    pixel = best[found] & (2**32 - 1)
+    row[found], column[found] = view.top + at_row[pixel], view.left + at_column[pixel]
+
+
+def _gap(known: Bool[np.ndarray, "h w"], starts: Int64[np.ndarray, " k"]) -> float:
+    """Rows from one known pixel down to the next in a cell's width, 90th percentile."""
+    column, row = np.nonzero(np.logical_or.reduceat(known, starts, axis=1).T)
+    steps = np.diff(row)[np.diff(column) == 0]
+    return float(np.percentile(steps, 90)) if len(steps) else 1.0
+
+
+def _expected(
+    rays: Float64[np.ndarray, "n 3"], inverse: Float64[np.ndarray, " n"], rows: int
+) -> Float64[np.ndarray, " n"]:
+    """``ThinView.expected``, by elevation above the camera's horizon, as a lidar's rings are.
+
+    Much of a band may be sky, so any band in which a quarter as much is known as in the best one
+    counts as seen like that one.
+    """
+    elevation = np.arctan2(-rays[:, 1], np.hypot(rays[:, 0], 1.0))
+    edges = np.linspace(elevation.min(), elevation.max(), rows + 1)[1:-1]
+    band = np.searchsorted(edges, elevation)
+    share = np.bincount(band, np.isfinite(inverse), rows) / np.maximum(np.bincount(band), 1)
+    return np.where(share >= 0.25 * share.max(), share.max(), 0.0)[band]
 
 
 def _median_of_nine(

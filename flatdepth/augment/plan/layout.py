@@ -4,6 +4,7 @@ Small float64 work per sample on the CPU, in a loader thread; the pixels are mad
 ``composite``. A plan is a function of (seed, epoch, sample) and the configuration alone.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -33,6 +34,8 @@ class Paste:
         layout: where it is placed.
         front: background nearer than ``front`` times the surface's depth stays in front; 0 lets
             nothing through.
+        spread_px: (width, height) in view pixels: where depth is sparse, what is within so many
+            pixels of something in front may be part of it and stays in front too.
         rectangle: the whole paste with its frame, in camera coordinates.
         look: how it is drawn.
         picture_px: (width, height) of the picture inside frame and mat, in texels: as large as it
@@ -47,6 +50,7 @@ class Paste:
     kind: Kind
     layout: Layout
     front: float
+    spread_px: tuple[int, int]
     rectangle: Rectangle
     look: Look
     picture_px: tuple[int, int]
@@ -105,7 +109,7 @@ def plan_pastes(
     scene = _Occupied(
         taken=np.zeros(len(thin.u), dtype=bool), nearest=thin.nearest, free=config.max_area
     )
-    walls = find_walls(thin, draws, config) if config.layout.hung > 0 else None
+    walls = find_walls(thin, draws, config)
     sensor = sharpness_and_noise(thin.frame.image)
     pastes: list[Paste] = []
     for number in range(1 + draws.integer("pastes", config.max_pastes)):
@@ -168,7 +172,7 @@ def _place(
         rectangle = hang(thin, walls, draws, config, form, scene.taken, depth_range_m)
         if rectangle is not None:
             return _Place(layout="hung", rectangle=rectangle)
-    rectangle = stand(thin, draws, config, form, scene.nearest, depth_range_m)
+    rectangle = stand(thin, walls, draws, config, form, scene.taken, scene.nearest, depth_range_m)
     return None if rectangle is None else _Place(layout="standing", rectangle=rectangle)
 
 
@@ -188,6 +192,7 @@ def _paste(
         kind=kind,
         layout=place.layout,
         front=1 / (1 + 2 * config.plane_tolerance + noise) if hung else 0.0,
+        spread_px=_spread_px(thin) if hung else (0, 0),
         rectangle=place.rectangle,
         look=draw_look(thin, draws, config, kind, form, place.rectangle, hung=hung, sensor=sensor),
         picture_px=(2, 2),
@@ -203,6 +208,13 @@ def _paste(
         on_left = float(corners[:, 0].mean()) < thin.width / 2
         portion = _mirror_portion(thin, draws, config, box.width / box.height, on_left)
     return replace(paste, picture_px=_picture_px(corners, thin), portion=portion)
+
+
+def _spread_px(thin: ThinView) -> tuple[int, int]:
+    """A gap between returns, and the 2 pixels by which a majority of 5 x 5 wears off corners."""
+    if not thin.is_sparse:
+        return 0, 0
+    return math.ceil(thin.gap_px[0]) + 2, math.ceil(thin.gap_px[1]) + 2
 
 
 def _picture_px(corners: Float64[np.ndarray, "4 2"], thin: ThinView) -> tuple[int, int]:

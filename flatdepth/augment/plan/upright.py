@@ -8,6 +8,10 @@ from jaxtyping import Bool, Float64
 from flatdepth.geometry import CORNERS, Rectangle, cross, project, quad_area
 
 CAMERA_UP = np.array([0.0, -1.0, 0.0])
+SHRINK = np.array([1.0, 0.6, 0.36, 0.2])
+"""Shares of the area asked for that are tried in turn."""
+LARGEST_M = 6.0
+"""Longer side of the largest posters, signs and boards out of doors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Walls of a view, found in inverse depth by locally seeded RANSAC on the coarse grid."""
+"""Walls and ground of a view, by locally seeded RANSAC in inverse depth on the coarse grid."""
 
 from dataclasses import dataclass
 
@@ -16,23 +16,30 @@ HYPOTHESES = 96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walls:
-    """Walls of a view, with the direction that is up in it.
+    """Walls and ground of a view, with the direction that is up in it.
 
     Attributes:
-        m: (k, 3) planes in 1/m.
+        m: (k, 3) planes of the walls in 1/m; there may be none.
         inliers: (k, p) where each is seen among ``rays``.
         rays: (p, 3) to the cells of known depth.
         up: (3,) unit vector.
+        ground: (3,) plane in 1/m of the ground or floor, None if none is seen.
+        on_ground: (p,) where it is seen among ``rays``.
     """
 
     m: Float64[np.ndarray, "k 3"]
     inliers: Bool[np.ndarray, "k p"]
     rays: Float64[np.ndarray, "p 3"]
     up: Float64[np.ndarray, " 3"]
+    ground: Float64[np.ndarray, " 3"] | None
+    on_ground: Bool[np.ndarray, " p"]
 
 
 def find_walls(thin: ThinView, draws: Draws, config: PasteConfig) -> Walls | None:
-    """Walls that are seen in at least a fifth as many cells as the largest one, None if no wall."""
+    """Walls that are seen in at least a fifth as many cells as the largest one, and the ground.
+
+    None if no depth is known.
+    """
     known = np.isfinite(thin.inverse_depth) & (thin.inverse_depth > 0)
     seeds = _local_triples(thin, draws, known)
     if len(seeds) == 0:
@@ -50,10 +57,35 @@ def find_walls(thin: ThinView, draws: Draws, config: PasteConfig) -> Walls | Non
     support = inliers.sum(axis=1)
     up, slope = _up(m, inliers, thin.rays[known], thin.inverse_depth[known])
     is_wall = np.abs(m @ up) <= slope * np.linalg.norm(m, axis=1)
-    if not is_wall.any():
-        return None
-    is_wall &= support >= 0.2 * support[is_wall].max()
-    return Walls(m=m[is_wall], inliers=inliers[is_wall], rays=thin.rays[known], up=up)
+    is_wall &= support >= 0.2 * support[is_wall].max(initial=0)
+    rays, inverse = thin.rays[known], thin.inverse_depth[known]
+    is_level = m @ up <= -0.98 * np.linalg.norm(m, axis=1)
+    ground, on_ground = _ground(m[is_level], inliers[is_level], rays, inverse, config)
+    return Walls(
+        m=m[is_wall], inliers=inliers[is_wall], rays=rays, up=up, ground=ground, on_ground=on_ground
+    )
+
+
+def _ground(
+    m: Float64[np.ndarray, "k 3"],
+    inliers: Bool[np.ndarray, "k n"],
+    rays: Float64[np.ndarray, "n 3"],
+    inverse_depth: Float64[np.ndarray, " n"],
+    config: PasteConfig,
+) -> tuple[Float64[np.ndarray, " 3"] | None, Bool[np.ndarray, " n"]]:
+    """Of level planes below the camera the one that most points lie on, and which do.
+
+    At least 5 % of the points must lie on it, and at most 5 % below it, as the floor does below a
+    table.
+    """
+    surface = m @ rays.T
+    slack = config.plane_tolerance * surface + config.depth_noise
+    under = inverse_depth < surface - slack
+    good = (inliers.mean(axis=1) >= 0.05) & (under.mean(axis=1) <= 0.05)
+    if not good.any():
+        return None, np.zeros(len(rays), dtype=bool)
+    own = inliers[good][np.argmax(inliers[good].sum(axis=1))]
+    return fit_plane_trimmed(rays[own], inverse_depth[own]), own
 
 
 def _up(
