@@ -322,7 +322,7 @@ def test_blend_needs_two_of_a_kind(tool: Tool, store: Path, tmp_path: Path) -> N
             *share)  # fmt: skip
     save_weights(weights(max_depth_m=80.0), tmp_path / "far")
     refused(tool, "max_depth_m 20.0 and B 80.0", "blend", metric, tmp_path / "far.pth", *share)
-    refused(tool, "between 0 (A) and 1 (B), got 1.5", "blend", metric, metric, "--alpha", 1.5, out)
+    refused(tool, "expected 0.0 to 1.0, got '1.5'", "blend", metric, metric, "--alpha", 1.5, out)
 
     # One that does not say its kind is taken for the other's, if it predicts like it.
     torch.save(weights("relative").state_dict(), tmp_path / "unknown.pth")
@@ -416,6 +416,6 @@ def test_wrong_usage_is_one_sentence(tool: Tool, store: Path) -> None:
     refused(tool, "the following arguments are required: COMMAND")
     refused(tool, "invalid choice: 'shrink'", "shrink", metric)
     refused(tool, "arguments are required: --alpha", "blend", metric, metric, "out.pth")
-    refused(tool, "invalid float value: 'half'", "blend", metric, metric, "--alpha", "half", "out")
+    refused(tool, "expected 0.0 to 1.0, got 'half'", "blend", metric, metric, "--alpha", "half", "out")
     refused(tool, "unrecognized arguments: --fast", "info", metric, "--fast")
     refused(tool, "leave kind out", "verify", metric, "--kind", "relative")

@@ -396,5 +396,5 @@ class TestFrame:
             decode_frame(raw_frame(depth=depth))
 
     def test_a_picture_is_not_a_frame(self) -> None:
-        with pytest.raises(ValueError, match="without depth"):
+        with pytest.raises(BadFrame, match="no depth or no intrinsics"):
             decode_frame(raw_frame(depth=None))

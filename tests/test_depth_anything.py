@@ -483,7 +483,7 @@ def test_sizes_that_are_no_multiple_of_14_are_refused(size: tuple[int, int]) -> 
 def test_mistakes_in_the_config_are_named() -> None:
     with pytest.raises(UserError, match=r"encoder: expected one of vitt, vits.*found 'vit-s'"):
         DepthAnythingV2("vit-s", kind="metric")
-    with pytest.raises(UserError, match=r"max_depth_m: expected .* found 0"):
+    with pytest.raises(UserError, match=r"max_depth_m: expected .* got 0"):
         DepthAnythingV2("vitt", kind="metric", max_depth_m=0.0)
     model = DepthAnythingV2("vitt", kind="metric")
     with pytest.raises(UserError, match=r"model.frozen_blocks: expected 0 to 6 for vitt, found 7"):

@@ -367,4 +367,4 @@ def test_what_memory_does_not_hold_is_refused_at_the_start(
     )
     process.join()
     said = (tmp_path / "log.txt").read_text()
-    assert process.exitcode == 2 and said.startswith(f"error: {key}"), said
+    assert process.exitcode == 2 and f"\nerror: {key}" in said, said

@@ -330,6 +330,7 @@ def test_advice_after_running_out_fits_what_there_is(
 ) -> None:
     config = tiny(micro_batch=4, eval_batch=16)
     room = round(room_gib * GIB)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda: (room // 4, 8 * GIB))
     monkeypatch.setattr(torch.accelerator, "memory_reserved", lambda: room - room // 4)
     with (

@@ -619,7 +619,7 @@ def test_folder_intrinsics(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth_scale": 0.0}, "depth_scale: expected metres per unit above 0, found 0.0"),
+        ({"depth_scale": 0.0}, "depth_scale: expected metres per unit, 1e-9 to 1e6, found 0.0"),
         ({"intrinsics": (1.0, 2.0)}, "intrinsics: expected fx,fy,cx,cy, found 2 numbers"),
         ({"intrinsics": (1.0, 1.0, 0.0, 0.0)}, "intrinsics and fov_deg are both given"),
         ({"intrinsics_glob": "*.txt"}, "intrinsics_glob and fov_deg are both given"),

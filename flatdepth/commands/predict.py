@@ -84,7 +84,7 @@ def parser() -> Parser:
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add(
         "--image_bits",
-        type=int,
+        type=number(8, 16),
         default=16,
         metavar="N",
         help="bits of 16-bit grey images, as pack.py takes them (default: 16)",
@@ -122,7 +122,7 @@ def parser() -> Parser:
         metavar="DEG",
         help="horizontal field of view (default: by EXIF, else 60)",
     )
-    depth("--focal_mm", type=float, metavar="MM", help="focal length; with --sensor_mm")
+    depth("--focal_mm", type=number(1e-3, 1e5), metavar="MM", help="focal length; with --sensor_mm")
     depth("--sensor_mm", metavar="WxH", help="size of the sensor in mm (36x24), or its width")
     depth(
         "--unusual_camera",

@@ -150,8 +150,8 @@ class FolderReader:
                 f"image_glob and depth_glob are both {self.image_glob}",
             ),
             (
-                0 < self.depth_scale < math.inf,
-                f"depth_scale: expected metres per unit above 0, found {self.depth_scale}",
+                1e-9 <= self.depth_scale <= 1e6,
+                f"depth_scale: expected metres per unit, 1e-9 to 1e6, found {self.depth_scale}",
             ),
             (
                 self.quantity in ("z", "distance"),
@@ -188,7 +188,10 @@ class FolderReader:
                 f"pair_within_s: expected 0 to 1e6, got {self.pair_within_s}",
             ),
             (0 <= self.fov_deg < 180, f"fov_deg: expected 0 to 180, found {self.fov_deg}"),
-            (0 <= low < high, f"depth_range: expected 0 <= low < high, found {low}, {high}"),
+            (
+                0 <= low < high <= 1e6,
+                f"depth_range: expected 0 <= low < high <= 1e6, found {low}, {high}",
+            ),
             (
                 self.scene_from in ("parent", "file", "dataset")
                 or self.scene_from.isdecimal()
@@ -197,7 +200,7 @@ class FolderReader:
                 f" wildcards, found {self.scene_from}",
             ),
             (
-                0 <= self.focal_mm < math.inf and bool(self.focal_mm) == bool(self.sensor_mm),
+                0 <= self.focal_mm <= 1e5 and bool(self.focal_mm) == bool(self.sensor_mm),
                 "focal_mm and sensor_mm: expected both, above 0, such as 18 and 36x24, found"
                 f" {self.focal_mm:g} and {self.sensor_mm or 'nothing'}",
             ),

@@ -73,12 +73,12 @@ class ListReader(FolderReader):
         try:
             words = line.split()
             image, depth, focal_px = words if len(words) == 3 else [*words, "0"]
-            if not 0 <= float(focal_px) < math.inf:
+            image, depth = (path.removeprefix(root).lstrip("/") for path in (image, depth))
+            if not (image and depth and 0 <= float(focal_px) < math.inf):
                 raise ValueError
         except ValueError as error:
             raise UserError(
                 f"{self.file}: expected image, depth and, if known, a focal length in pixels, found"
                 f" {line!r}"
             ) from error
-        image, depth = (path.removeprefix(root).lstrip("/") for path in (image, depth))
         return image, depth, float(focal_px)
