@@ -96,7 +96,8 @@ def render_frame(args: argparse.Namespace, scene: int, view: int) -> None:
     import_extra("bpy", "tools/render_rooms.py", "render")
     from render.views import Settings, make_frame
 
-    settings = Settings(args.seed, args.width, args.height, args.samples, args.device)
+    size = (args.width, args.height)
+    settings = Settings(args.seed, *size, args.samples, args.device, args.out / "pictures")
     frame = make_frame(args.kind, scene, view, settings)
     camera = frame.camera
     numbers = (camera.focal_px, camera.focal_px, (camera.width - 1) / 2, (camera.height - 1) / 2)

@@ -104,6 +104,13 @@ def mesh_of(parts: list[Part]) -> bpy.types.Object:
     return thing
 
 
+def remove_mesh() -> None:
+    """Take away what ``mesh_of`` made, its materials too."""
+    bpy.data.meshes.remove(bpy.data.meshes["room"])
+    for made in list(bpy.data.materials):
+        bpy.data.materials.remove(made)
+
+
 def material(surface: Surface) -> bpy.types.Material:
     """The principled surface with its pattern; ``pattern="mirror"`` is a perfect one."""
     made = bpy.data.materials.new(surface.pattern)

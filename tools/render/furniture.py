@@ -286,7 +286,7 @@ def clutter(
     stage: Stage, looks: Looks, width: float, depth: float, many: int, tallest: float = 0.4
 ) -> None:
     """Small things on a surface around the origin, side by side."""
-    for i in range(many):
+    for i in range(0 if looks.is_tidy else many):
         x = (i + 0.5) / many * width - width / 2
         with stage.model.at(x, looks.between(-0.3, 0.3) * depth, turn=looks.between(-0.6, 0.6)):
             small_thing(stage, looks, min(tallest, width / many + 0.15))

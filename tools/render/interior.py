@@ -1,12 +1,13 @@
 """Furnished rooms with windows and doorways that open on something deep."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
-from render.furniture import ROOMS, Piece, shade
+from render.furniture import ROOMS, Piece, clutter, shade
 from render.looks import WHITE, Looks
 from render.model import Surface, rgb
 from render.outside import daylight, surroundings
@@ -23,6 +24,7 @@ class Wall:
         holes: (x0, x1, z0, z1) through it.
         taken: like ``holes``, what nothing may hang on: those, and furniture before it.
         is_outer: nothing of the room lies behind it.
+        has_windows: its holes open on the street, not on a room.
     """
 
     x: float
@@ -33,6 +35,7 @@ class Wall:
     surface: Surface
     thick: float
     is_outer: bool = True
+    has_windows: bool = False
     holes: list[Rect] = field(default_factory=list)
     taken: list[Rect] = field(default_factory=list)
 
@@ -72,20 +75,29 @@ class Room:
         )
 
 
-def furnished_room(looks: Looks) -> Room:
-    """A room with its furniture, light and surroundings, without flat things."""
+def furnished_room(looks: Looks, decorate: Callable[[Room], None] | None) -> Room:
+    """A room with its furniture, light and surroundings.
+
+    Args:
+        decorate: adds what hangs on the walls, before the furniture takes its place; such a room
+            also has alcoves and framed openings, which resemble those things.
+    """
     room = empty_room(looks)
     night = looks.chance(0.22)
     room.stage.lamp_power = looks.between(12, 30) if night or looks.chance(0.45) else 0.0
     open_walls(room, night)
+    if decorate is not None:
+        add_alcove(room)
     for wall in room.walls:
         build_wall(room, wall)
+    if decorate is not None:
+        decorate(room)
     kind = looks.pick(tuple(ROOMS))
     pieces = [make(looks) for make in ROOMS[kind]]
-    for piece in pieces[: int(looks.rng.integers(3, len(pieces) + 1))]:
+    for piece in pieces[: int(looks.rng.integers(4, len(pieces) + 1))]:
         place(room, piece)
     ceiling(room)
-    daylight(room.stage, looks, night, [wall.turn for wall in room.walls if windows_of(wall)])
+    daylight(room.stage, looks, night, [wall.turn for wall in room.walls if wall.has_windows])
     return room
 
 
@@ -116,10 +128,6 @@ def empty_room(looks: Looks) -> Room:
     stage.model.quad((0, 0, 0), (width, 0, 0), (0, depth, 0), floor)
     stage.model.quad((0, 0, height), (0, depth, 0), (width, 0, 0), above)
     return Room(stage, looks, width, depth, height, walls, used)
-
-
-def windows_of(wall: Wall) -> list[Rect]:
-    return [hole for hole in wall.holes if hole[2] > 0 or hole[3] > 2.2]
 
 
 def open_walls(room: Room, night: bool) -> None:
@@ -165,6 +173,7 @@ def add_windows(room: Room, wall: Wall, night: bool) -> None:
     frame = WHITE if looks.chance(0.6) else looks.cabinet()
     panes, bars = int(looks.rng.integers(1, 4)), int(looks.rng.integers(1, 3))
     cover, cloth = looks.pick("curtains curtains none blind none"), looks.plain_cloth()
+    wall.has_windows = True
     for i in range(many):
         x = (i + 0.5) * each - width / 2
         hole = (x, x + width, sill, top)
@@ -264,7 +273,32 @@ def add_doorway(room: Room, wall: Wall) -> None:
         if wide < 1.1 and looks.chance(0.5):
             with model.at(x, -wall.thick, turn=looks.between(-1.9, -1.2)), model.at(0.45, 0):
                 model.box((0, 0), 0.01, (0.84, 0.04, high - 0.03), looks.cabinet())
-        room_behind(room, wall)
+
+
+def add_alcove(room: Room) -> None:
+    """A recess in a wall, or a framed opening where there is a room behind."""
+    looks, model = room.looks, room.stage.model
+    width, height = looks.between(0.5, 1.3), looks.between(0.5, 1.1)
+    for i in looks.rng.permutation(len(room.walls)).tolist():
+        wall = room.walls[i]
+        x, z = looks.between(0.1, max(0.2, wall.length - width - 0.1)), looks.between(0.8, 1.1)
+        hole = (x, x + width, z, min(z + height, wall.height - 0.2))
+        if wall.has_windows or not wall.is_free(*hole, 0.15):
+            continue
+        with model.at(wall.x, wall.y, turn=wall.turn):
+            opening(room, hole, 0.0)
+            if not wall.holes:
+                size = ((0, 0, hole[3] - z), (width, 0, 0))
+                model.quad((x, -wall.thick, z), *size, wall.surface)
+                with model.at(x + width / 2, -wall.thick / 2, z + 0.001):
+                    clutter(room.stage, looks, width * 0.8, 0.03, 3, 0.6 * height)
+            if looks.chance(0.6):
+                wide, frame = looks.between(0.03, 0.08), looks.cabinet()
+                architrave(room, hole, 0.0, frame, wide)
+                model.box((x + width / 2, 0.01), z - wide, (width + 2 * wide, 0.035, wide), frame)
+        wall.holes.append(hole)
+        wall.taken.append((x - 0.1, x + width + 0.1, z - 0.1, hole[3] + 0.1))
+        return
 
 
 def room_behind(room: Room, wall: Wall) -> None:
@@ -311,7 +345,9 @@ def build_wall(room: Room, wall: Wall) -> None:
     with model.at(wall.x, wall.y, turn=wall.turn):
         pierced(room, wall, 0.0, facing=-1)
         t = wall.thick
-        if not any(hole[2] == 0 for hole in wall.holes):
+        if any(hole[2] == 0 for hole in wall.holes) and not wall.has_windows:
+            room_behind(room, wall)
+        elif wall.is_outer:
             pierced(room, wall, -t, facing=1)
         for x0, x1, z0, z1 in wall.holes:
             model.quad((x0, 0, z0), (0, -t, 0), (0, 0, z1 - z0), white)

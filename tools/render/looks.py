@@ -31,7 +31,7 @@ _BRICKS = {
     True: "7a3d30/955040 a8806a/8b6350 e2ddd4/c9c3b8",
 }
 _WALLPAPERS = {False: ("stripes", "leaves", "dots"), True: ("checks", "rug", "leaves", "stripes")}
-_LAMPLIGHTS = ("ffb56b", "ffc98f", "ffd9ae", "ffe8cf")
+_LAMPLIGHTS = ("ffcf9c", "ffd9ae", "ffe3c4", "fff0de")
 
 
 def tinted(rng: np.random.Generator, colour: Colour, amount: float = 0.06) -> Colour:
@@ -47,10 +47,15 @@ def dimmed(colour: Colour, factor: float) -> Colour:
 
 @dataclass
 class Looks:
-    """Draws surfaces; each call is another draw."""
+    """Draws surfaces; each call is another draw.
+
+    Attributes:
+        is_tidy: nothing is to stand on the furniture.
+    """
 
     rng: np.random.Generator
     is_bench: bool
+    is_tidy: bool = False
 
     def pick(self, names: str | tuple[str, ...]) -> str:
         choices = names.split() if isinstance(names, str) else names
@@ -122,7 +127,7 @@ class Looks:
     def floor(self) -> Surface:
         match self.pick("planks planks planks tiles tiles carpet concrete marble checks"):
             case "planks":
-                light, dark = self.pair(_WOODS[self.is_bench])
+                light, _ = self.pair(_WOODS[self.is_bench])
                 return Surface(
                     light,
                     tinted(self.rng, light, 0.15),

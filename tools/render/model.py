@@ -108,7 +108,7 @@ class Model:
         """Add a mesh of convex, planar faces, counter-clockwise seen from outside."""
         vertices = np.asarray(vertices, np.float64)
         if uv is None:
-            uv = np.concatenate([_box_map(vertices[face]) for face in faces])
+            uv = _box_map(vertices, faces)
         placed = vertices @ self.frame[:3, :3].T + self.frame[:3, 3]
         flat = self.within_flat_thing
         self.parts.append(Part(placed, faces, uv, surface, region, smooth, flat))
@@ -156,7 +156,8 @@ class Model:
         # The poles' rings are rectangles of coinciding corners: one cap of the first of each.
         caps = [q * (steps + 1) for q in range(4)]
         faces += [caps[::-1], [(len(rows) - 1) * count + c for c in caps]]
-        faces = [face for face in faces if _has_area(vertices[face])]
+        has_area = np.linalg.norm(_normals(vertices, faces), axis=1) > 1e-9
+        faces = [face for face, has in zip(faces, has_area, strict=True) if has]
         self.add(vertices, faces, surface, region=region)
 
     def lathe(
@@ -166,13 +167,20 @@ class Model:
         surface: Surface,
         *,
         sides: int = 16,
+        region: int = BACKGROUND,
     ) -> None:
         """A round body from (radius, height) pairs, from the bottom up; a radius of 0 closes it."""
         turn = np.arange(sides) * 2 * math.pi / sides
         circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
         rings = [np.column_stack([circle * max(r, 1e-4), np.full(sides, z)]) for r, z in profile]
         vertices = np.concatenate(rings) + np.array([*centre, 0.0])
-        self.add(vertices, _tube(len(rings), sides), surface, smooth=sides > 8)
+        self.add(vertices, _tube(len(rings), sides), surface, region=region, smooth=8 < sides < 48)
+
+    def disc(self, radius: float, z: float, surface: Surface, *, region: int) -> None:
+        """A disc around the z axis, facing up."""
+        turn = np.arange(48) * 2 * math.pi / 48
+        circle = np.column_stack([radius * np.cos(turn), radius * np.sin(turn), np.full(48, z)])
+        self.add(circle, [list(range(48))], surface, region=region)
 
     def ball(
         self, centre: Vector, radii: Vector, surface: Surface, *, power: float = 1.0, rows: int = 8
@@ -218,16 +226,20 @@ def _triangles(quads: list[list[int]]) -> list[list[int]]:
     return [half for a, b, c, d in quads for half in ([a, b, c], [a, c, d])]
 
 
-def _normal(corners: np.ndarray) -> np.ndarray:
-    following = np.roll(corners, -1, axis=0)
-    return np.cross(corners - corners[0], following - corners[0]).sum(axis=0)
+def _normals(vertices: np.ndarray, faces: list[list[int]]) -> np.ndarray:
+    """(faces, 3) vectors of twice the faces' areas."""
+    counts = np.array([len(face) for face in faces])
+    found = np.empty((len(faces), 3))
+    for count in np.unique(counts):
+        alike = np.flatnonzero(counts == count)
+        corners = vertices[np.array([faces[i] for i in alike])]
+        away = corners - corners[:, :1]
+        found[alike] = np.cross(away, np.roll(away, -1, axis=1)).sum(axis=1)
+    return found
 
 
-def _has_area(corners: np.ndarray) -> bool:
-    return float(np.linalg.norm(_normal(corners))) > 1e-9
-
-
-def _box_map(corners: np.ndarray) -> np.ndarray:
-    """Texture coordinates in metres: the two axes across which a face lies."""
-    axis = int(np.argmax(np.abs(_normal(corners))))
-    return corners[:, [(1, 2), (0, 2), (0, 1)][axis]]
+def _box_map(vertices: np.ndarray, faces: list[list[int]]) -> np.ndarray:
+    """Texture coordinates in metres: the two axes across which each face lies."""
+    axis = np.abs(_normals(vertices, faces)).argmax(axis=1)
+    across = np.array([(1, 2), (0, 2), (0, 1)])[np.repeat(axis, [len(face) for face in faces])]
+    return np.take_along_axis(vertices[np.concatenate(faces)], across, axis=1)
