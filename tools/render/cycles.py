@@ -51,7 +51,8 @@ def new_scene(samples: int, device: str) -> None:
         cycles.device = "GPU"
     cycles.samples, cycles.use_adaptive_sampling = samples, False
     cycles.use_denoising, cycles.denoiser = True, "OPENIMAGEDENOISE"
-    cycles.max_bounces, cycles.diffuse_bounces, cycles.glossy_bounces = 6, 4, 4
+    cycles.denoising_prefilter = "FAST"
+    cycles.max_bounces, cycles.diffuse_bounces, cycles.glossy_bounces = 5, 3, 4
     cycles.transmission_bounces = 2
     cycles.use_light_tree = True
     cycles.sample_clamp_indirect = 4.0

@@ -21,15 +21,15 @@ def add_flat_things(room: Room, pictures: Pictures, out_of_doors: bool) -> None:
     looks = room.looks
     for _ in range(int(looks.rng.integers(1, 4))):
         kinds = (
-            "poster poster mural screen" if out_of_doors else "mirror mirror picture other other"
+            "poster poster mural screen" if out_of_doors else "mirror mirror picture picture other other"
         )
         match looks.pick(kinds):
             case "mirror":
                 hang(room, mirror(looks), 0.5 if looks.chance(0.7) else 0.05)
             case "picture":
-                hang(room, framed_picture(looks, pictures, looks.between(0.6, 1.5)), 0.9)
+                hang(room, framed_picture(looks, pictures, looks.between(0.7, 1.8)), 0.8)
             case "poster":
-                hang(room, framed_picture(looks, pictures, looks.between(1.2, 2.6)), 0.7)
+                hang(room, framed_picture(looks, pictures, looks.between(1.3, 3.0)), 0.6)
             case "mural":
                 hang(room, mural(looks, pictures), 0.4)
             case "screen":
@@ -99,8 +99,8 @@ def mirror(looks: Looks) -> Thing:
     """Framed, bare or round."""
     if looks.chance(0.25):
         return round_mirror(looks)
-    height = looks.between(0.6, 1.6)
-    width = height * looks.between(0.5, 1.5) if height < 1.2 else looks.between(0.5, 1.6)
+    height = looks.between(0.7, 1.8)
+    width = height * looks.between(0.6, 1.6) if height < 1.2 else looks.between(0.5, 2.0)
     wide = looks.between(0.015, 0.12) if looks.chance(0.7) else 0.0
     surface, deep = frame_surface(looks), looks.between(0.02, 0.05)
     size = (width, height)
@@ -114,7 +114,7 @@ def mirror(looks: Looks) -> Thing:
 
 
 def round_mirror(looks: Looks) -> Thing:
-    radius, wide = looks.between(0.3, 0.55), looks.between(0.01, 0.05)
+    radius, wide = looks.between(0.35, 0.65), looks.between(0.01, 0.05)
     surface = frame_surface(looks)
 
     def build(stage: Stage) -> None:

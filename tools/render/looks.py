@@ -79,7 +79,13 @@ class Looks:
 
     def accent(self) -> Surface:
         """A wall that is not just painted."""
-        match self.pick("wallpaper wallpaper bricks concrete boards paint"):
+        return self._wall("wallpaper wallpaper bricks concrete boards paint")
+
+    def facade(self) -> Surface:
+        return self._wall("bricks bricks concrete paint paint paint")
+
+    def _wall(self, kinds: str) -> Surface:
+        match self.pick(kinds):
             case "wallpaper":
                 colour = self.wall_colour()
                 other = tinted(self.rng, dimmed(colour, 0.75), 0.15)

@@ -77,8 +77,8 @@ def daylight(stage: Stage, looks: Looks, night: bool, turns: Sequence[float]) ->
         stage.horizon, stage.zenith, stage.sky_radiance = rgb("4a5a80"), rgb("101830"), 0.12
         return
     overcast = looks.chance(0.35)
-    stage.zenith = rgb("b9c3cf") if overcast else rgb(looks.pick("4f7fc4 3f6fb5 6f97cc"))
-    stage.horizon = rgb("dfe3e6") if overcast else rgb(looks.pick("cfdcea e6ddd0 d5e3f2"))
+    stage.zenith = rgb("b9c3cf") if overcast else rgb(looks.pick("6f8fc0 5f82b8 86a3c8"))
+    stage.horizon = rgb("dfe3e6") if overcast else rgb(looks.pick("dde2e8 ece4d8 dfe6ee"))
     stage.sky_radiance = looks.between(0.8, 1.4)
     if overcast:
         return

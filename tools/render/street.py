@@ -36,7 +36,7 @@ def street(looks: Looks) -> Room:
             start = y + front if side == 0 else y
             turn = -math.pi / 2 if side == 0 else math.pi / 2
             storeys = int(looks.rng.integers(1, 5))
-            surface = looks.accent() if looks.chance(0.5) else looks.paint()
+            surface = looks.facade()
             wall = Wall(x, start, turn, front, 3.1 * storeys + 0.8, surface, 0.18)
             walls.append(wall)
             y += front + (looks.between(1, 4) if looks.chance(0.25) else 0.0)
@@ -127,8 +127,8 @@ def car(room: Room) -> None:
         rgb(looks.pick("7c1f1f 20304f d8d8d6 2b2b2d 8f9699 3f5a46 c7b58a")), roughness=0.2
     )
     model.box((0, 0), 0.28, (4.2, 1.75, 0.55), paint, round_m=0.14, steps=3)
-    model.box((-0.15, 0), 0.78, (2.3, 1.5, 0.62), GLASS, round_m=0.25, steps=3)
-    model.box((-0.15, 0), 1.3, (1.8, 1.4, 0.12), paint, round_m=0.06, steps=2)
+    model.box((-0.15, 0), 0.75, (2.4, 1.5, 0.66), GLASS, round_m=0.2, steps=3)
+    model.box((-0.15, 0), 1.33, (1.7, 1.2, 0.1), paint, round_m=0.05, steps=2)
     for x in (-1.3, 1.3):
         for y in (-0.78, 0.78):
             with model.at(x, y - 0.1, 0.32, lean=-math.pi / 2):

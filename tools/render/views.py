@@ -130,15 +130,14 @@ def find_camera(
         score = interest(z, part)
         if things:
             areas = [(part == thing.part).mean() for thing in things]
-            whole = [
-                area > 0.6 * seen_area(thing.patch, camera)
+            shows = [
+                0.03 < area < 0.4 and area > 0.6 * seen_area(thing.patch, camera)
                 for thing, area in zip(things, areas, strict=True)
             ]
-            shows = [0.03 < area < 0.4 and w for area, w in zip(areas, whole, strict=True)]
             region = truth.regions(stage, camera.small(40), z, part)
             if not any(shows) or sum(areas) > 0.45:
                 continue
-            score += 0.3 * sum(shows)
+            score += 0.3 * sum(shows) + 3 * min(sum(areas), 0.2)
             if needs_opening and stage.openings and (region == OPENING).mean() < 0.02:
                 continue
         if score > best:
@@ -147,12 +146,17 @@ def find_camera(
 
 
 def seen_area(patch: Patch, camera: Camera) -> float:
-    """Share of the image that a rectangle would cover if the image went on; inf if behind it."""
+    """Share of the image that a rectangle would cover if the image went on.
+
+    inf if it is seen from a slant of more than 73 degrees, or not all of it is in front.
+    """
+    normal, away = np.cross(patch.right, patch.up), camera.eye - patch.centre
+    is_slanted = normal @ away < 0.3 * np.linalg.norm(normal) * np.linalg.norm(away)
     corners = patch.corner + np.array(
         [0 * patch.right, patch.right, patch.right + patch.up, patch.up]
     )
     x, y, z = ((corners - camera.eye) @ camera.axes.T).T
-    if z.min() < 0.05:
+    if is_slanted or z.min() < 0.05:
         return math.inf
     u, v = camera.focal_px * x / z, camera.focal_px * y / z
     area = abs(u @ np.roll(v, -1) - v @ np.roll(u, -1)) / 2
