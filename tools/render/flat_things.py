@@ -20,10 +20,8 @@ def add_flat_things(room: Room, pictures: Pictures, out_of_doors: bool) -> None:
     """One to three of them, each where there is a place for it."""
     looks = room.looks
     for _ in range(int(looks.rng.integers(1, 4))):
-        kinds = (
-            "poster poster mural screen" if out_of_doors else "mirror mirror picture picture other other"
-        )
-        match looks.pick(kinds):
+        indoors = "mirror mirror picture picture other other"
+        match looks.pick("poster poster mural screen" if out_of_doors else indoors):
             case "mirror":
                 hang(room, mirror(looks), 0.5 if looks.chance(0.7) else 0.05)
             case "picture":

@@ -65,6 +65,12 @@ def sofa(looks: Looks) -> Piece:
     return Piece((width, depth, back), build)
 
 
+def rug_under(model: Model, looks: Looks, size: tuple[float, float], y: float) -> None:
+    if looks.chance(0.5):
+        across, along = size
+        model.box((0, y), 0.001, (across, along, 0.012), looks.rug(), round_m=0.005)
+
+
 def armchair(looks: Looks) -> Piece:
     cloth, wood = looks.cloth(), looks.wood()
     width, depth, turn = looks.between(0.65, 0.85), 0.8, looks.between(-0.5, 0.5)
@@ -99,6 +105,7 @@ def bed(looks: Looks) -> Piece:
         model.box((0, 0.04), 0, (width + 0.06, 0.07, head), frame, round_m=0.02, steps=2)
         model.box((0, length / 2), 0.1, (width, length, 0.22), frame, round_m=0.02)
         legs(model, width, length, 0.12, 0.08, frame)
+        rug_under(model, looks, (width + 1.2, 1.5), length * 0.7)
         size = (width - 0.04, length - 0.1, 0.24)
         model.box((0, length / 2 + 0.02), 0.3, size, sheet, round_m=0.06, steps=3)
         x = np.linspace(-1, 1, 12)[None] * (width / 2 + 0.03) * np.ones((14, 1))
@@ -141,6 +148,7 @@ def table(looks: Looks) -> Piece:
     def build(stage: Stage) -> None:
         model = stage.model
         middle = 0.55 + depth / 2
+        rug_under(model, looks, (width + 1.0, depth + 1.0), middle)
         if is_round:
             model.lathe((0, middle), [(0.3, 0), (0.28, 0.03), (0.05, 0.08), (0.05, 0.7)], frame)
             half = width / 2
@@ -168,14 +176,13 @@ def coffee_table(looks: Looks) -> Piece:
         looks.between(0.5, 0.7),
         looks.between(0.35, 0.45),
     )
-    wood, rug, metal = looks.wood(), looks.rug(), looks.metal()
-    with_rug, is_round = looks.chance(0.75), looks.chance(0.35)
-    rug_size = (width + looks.between(0.6, 1.2), depth + looks.between(0.6, 1.1), 0.012)
+    wood, metal = looks.wood(), looks.metal()
+    is_round = looks.chance(0.35)
+    rug_size = (width + looks.between(0.6, 1.2), depth + looks.between(0.6, 1.1))
 
     def build(stage: Stage) -> None:
         model = stage.model
-        if with_rug:
-            model.box((0, depth / 2), 0.001, rug_size, rug, round_m=0.005)
+        rug_under(model, looks, rug_size, depth / 2)
         if is_round:
             rim = [(0, height - 0.03), (width / 2, height - 0.03), (width / 2, height), (0, height)]
             model.lathe((0, depth / 2), rim, wood, sides=32)
@@ -453,6 +460,31 @@ def kitchen(looks: Looks) -> Piece:
     return Piece((width, depth + 0.05, 2.1 if uppers else 1.45), build)
 
 
+def radiator(looks: Looks) -> Piece:
+    ribs, height = int(looks.rng.integers(8, 20)), looks.between(0.5, 0.65)
+
+    def build(stage: Stage) -> None:
+        for i in range(ribs):
+            x = (i + 0.5 - ribs / 2) * 0.06
+            stage.model.box((x, 0.07), 0.12, (0.05, 0.08, height - 0.12), WHITE, round_m=0.015)
+
+    return Piece((0.06 * ribs, 0.12, height), build)
+
+
+def wall_shelf(looks: Looks) -> Piece:
+    """Boards on a wall, at the height of the eyes."""
+    width, board = looks.between(0.6, 1.5), looks.wood()
+    heights = [1.35, 1.75][: int(looks.rng.integers(1, 3))]
+
+    def build(stage: Stage) -> None:
+        for z in heights:
+            stage.model.box((0, 0.11), z, (width, 0.22, 0.03), board)
+            with stage.model.at(0, 0.11, z + 0.03):
+                fill_shelf(stage, looks, width - 0.1, 0.22, 0.34)
+
+    return Piece((width, 0.24, 2.1), build)
+
+
 def pouf(looks: Looks) -> Piece:
     cloth, r = looks.cloth(), looks.between(0.22, 0.34)
 
@@ -464,32 +496,21 @@ def pouf(looks: Looks) -> Piece:
 
 ROOMS: dict[str, tuple[Callable[[Looks], Piece], ...]] = {
     "living": (
-        sofa,
-        coffee_table,
-        cupboard,
-        shelves,
-        armchair,
-        floor_lamp,
-        plant,
-        sofa,
-        pouf,
-        plant,
-        cupboard,
+        *(sofa, coffee_table, cupboard, radiator, shelves, armchair, floor_lamp, plant, sofa),
+        *(wall_shelf, pouf, plant, cupboard),
     ),
     "bedroom": (
-        bed,
-        wardrobe,
-        cupboard,
-        armchair,
-        floor_lamp,
-        plant,
-        cupboard,
-        pouf,
-        desk,
-        shelves,
+        *(bed, wardrobe, cupboard, radiator, armchair, floor_lamp, plant, cupboard, pouf, desk),
+        *(wall_shelf, shelves),
     ),
-    "dining": (table, cupboard, shelves, plant, cupboard, floor_lamp, armchair, plant),
-    "kitchen": (kitchen, table, kitchen, cupboard, shelves, plant),
-    "study": (desk, shelves, shelves, armchair, plant, floor_lamp, cupboard, sofa, pouf),
+    "dining": (
+        *(table, cupboard, shelves, plant, radiator, cupboard, floor_lamp, armchair, wall_shelf),
+        *(plant, sofa),
+    ),
+    "kitchen": (kitchen, table, kitchen, radiator, cupboard, wall_shelf, shelves, plant, plant),
+    "study": (
+        *(desk, shelves, radiator, armchair, plant, floor_lamp, shelves, cupboard, sofa, pouf),
+        *(wall_shelf, plant),
+    ),
 }
 """What a room of each kind has, most important first."""

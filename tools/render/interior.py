@@ -94,7 +94,7 @@ def furnished_room(looks: Looks, decorate: Callable[[Room], None] | None) -> Roo
         decorate(room)
     kind = looks.pick(tuple(ROOMS))
     pieces = [make(looks) for make in ROOMS[kind]]
-    for piece in pieces[: int(looks.rng.integers(4, len(pieces) + 1))]:
+    for piece in pieces[: int(looks.rng.integers(5, len(pieces) + 1))]:
         place(room, piece)
     ceiling(room)
     daylight(room.stage, looks, night, [wall.turn for wall in room.walls if wall.has_windows])
@@ -368,7 +368,7 @@ def build_wall(room: Room, wall: Wall) -> None:
 def place(room: Room, piece: Piece) -> None:
     """Stand a piece where there is room for it, if there is any."""
     looks, (width, depth, height) = room.looks, piece.size
-    for _ in range(40):
+    for _ in range(80):
         if piece.in_middle:
             x = looks.between(0.5, max(0.6, room.width - 0.5))
             y = looks.between(0.5, max(0.6, room.depth - 0.5 - depth))

@@ -88,4 +88,4 @@ def daylight(stage: Stage, looks: Looks, night: bool, turns: Sequence[float]) ->
     around, up = outward + looks.between(-1.0, 1.0), looks.between(0.3, 1.0)
     aim = (-math.cos(around) * math.cos(up), -math.sin(around) * math.cos(up), -math.sin(up))
     warm = rgb("fff3e0") if up > 0.5 else rgb("ffd9a8")
-    stage.lamps.append(Lamp("SUN", (0, 0, 50), looks.between(2.5, 6), warm, aim))
+    stage.lamps.append(Lamp("SUN", (0, 0, 50), looks.between(5, 15), warm, aim))

@@ -187,5 +187,6 @@ def stands_free(eye: np.ndarray, stage: Stage, solids: truth.Solids) -> bool:
 def interest(z: np.ndarray, part: np.ndarray) -> float:
     """Many things, far and near, and none that fills the view."""
     seen, counts = np.unique(part, return_counts=True)
-    many, z = len(seen) / math.sqrt(z.size / 300), np.minimum(z, 10.0)
-    return float(0.04 * many - counts.max() / z.size + np.log(np.median(z)) - 2 * (z < 0.9).mean())
+    z = np.minimum(z, 10.0)
+    things = 0.3 * np.log(len(seen)) - 1.5 * counts.max() / z.size
+    return float(things + np.log(np.median(z)) - 2 * (z < 0.9).mean())
