@@ -22,10 +22,12 @@ for ``flatdepth pack folder --image_glob "*/*.jpg" --depth_glob "*/*.npy" --dept
 import argparse
 import io
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -93,12 +95,13 @@ def frame_file(out: Path, scene: int, view: int, ending: str) -> Path:
 
 def render_frame(args: argparse.Namespace, scene: int, view: int) -> None:
     """Render one frame and write its files, the one by which it counts as whole last."""
-    import_extra("bpy", "tools/render_rooms.py", "render")
-    from render.views import Settings, make_frame
+    with silence():
+        import_extra("bpy", "tools/render_rooms.py", "render")
+        from render.views import Settings, make_frame
 
-    size = (args.width, args.height)
-    settings = Settings(args.seed, *size, args.samples, args.device, args.out / "pictures")
-    frame = make_frame(args.kind, scene, view, settings)
+        size = (args.width, args.height)
+        settings = Settings(args.seed, *size, args.samples, args.device, args.out / "pictures")
+        frame = make_frame(args.kind, scene, view, settings)
     camera = frame.camera
     numbers = (camera.focal_px, camera.focal_px, (camera.width - 1) / 2, (camera.height - 1) / 2)
     files = {
@@ -112,6 +115,22 @@ def render_frame(args: argparse.Namespace, scene: int, view: int) -> None:
     files[".jpg"] = encoded(frame.image, "JPEG")
     for ending, data in files.items():
         write_atomic(frame_file(args.out, scene, view, ending), data)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Within, nothing that Blender prints is shown."""
+    kept, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for stream, own in zip((1, 2), kept, strict=True):
+            os.dup2(own, stream)
+        for stream in (*kept, nowhere):
+            os.close(stream)
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -1,11 +1,7 @@
 """What Blender does: materials, light, the path-traced image."""
 
 import math
-import os
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +16,6 @@ from render.stage import Camera, Lamp, Stage
 
 TARGET_GREY = 0.2
 """Linear luminance to which the middle of an image is brought; see ``exposure``."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within, what Blender prints is not shown."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def new_scene(samples: int, device: str) -> None:
@@ -326,7 +308,7 @@ def render(exposure_stops: float | None) -> tuple[np.ndarray, float]:
         (h, w, 3) uint8 sRGB, and the exposure.
     """
     scene = bpy.context.scene
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder:
         bpy.ops.render.render()
         result, settings = bpy.data.images["Render Result"], scene.render.image_settings
         if exposure_stops is None:
