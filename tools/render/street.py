@@ -79,11 +79,12 @@ def build_house(room: Room, wall: Wall) -> None:
     frame, height = WHITE if looks.chance(0.6) else looks.cabinet(), wall.height
     with model.at(wall.x, wall.y, turn=wall.turn):
         pierced(room, wall, 0.0, facing=-1)
-        model.box(
-            (wall.length / 2, -5 - t), 0, (wall.length, 10, height - 0.05), GLASS, round_m=0.001
-        )
-        for x in (0.0, wall.length):
-            model.quad((x, 0, 0), (0, -10, 0), (0, 0, height), wall.surface)
+        # A little narrower than its sides: rays that start on coinciding faces are in their shadow.
+        house = (wall.length - 0.1, 9.8, height - 0.05)
+        model.box((wall.length / 2, -5 - t), 0, house, GLASS, round_m=0.001)
+        model.quad((0, 0, height - 0.01), (wall.length, 0, 0), (0, -10.2, 0), frame)
+        model.quad((0, 0, 0), (0, -10, 0), (0, 0, height), wall.surface)
+        model.quad((wall.length, -10, 0), (0, 10, 0), (0, 0, height), wall.surface)
         size = (wall.length, 0.25, 0.25)
         model.box((wall.length / 2, 0), height - 0.2, size, frame)
         for x0, x1, z0, z1 in wall.holes:
