@@ -27,7 +27,7 @@ from flatdepth.judge.experiment import (
 )
 from flatdepth.training.loop import train
 from flatdepth.types import METRICS
-from tests.conftest import TinySets
+from tests.conftest import REPOSITORY, TinySets
 
 HEIGHT, WIDTH = 56, 70
 
@@ -207,3 +207,14 @@ def test_means_seeds_and_ratios_are_those_of_a_slow_twin() -> None:
     text = markdown(table)
     assert "| AbsRel | flat | wall | gap |" in text and " ± " in text
     assert not math.isnan(table["b"]["flat"].ratio.value)
+
+
+def test_the_example_of_the_docs_is_an_experiment(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "training.md").read_text("utf-8")
+    (example,) = (part for part in text.split("```") if part.startswith("yaml\nname: decoys"))
+    path = tmp_path / "decoys.yaml"
+    path.write_text(example.removeprefix("yaml\n"))
+    names = [run.config.name for runs in planned(read(path)).values() for run in runs]
+    assert names == [f"{arm}-{seed}" for arm in ("ours", "no_decoys") for seed in range(3)] + [
+        "no_pastes-0"
+    ]

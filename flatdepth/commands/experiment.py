@@ -1,6 +1,6 @@
 """Train variants of a configuration and judge them on real mirrors and pictures.
 
-flatdepth experiment --config configs/experiments/FILE.yaml
+flatdepth experiment --config FILE
 flatdepth experiment --config FILE --accelerate "--num_processes 2"
 
 Every arm is trained with each seed, in RUNS/NAME/ARM-SEED, launched by accelerate, and judged on
