@@ -59,10 +59,7 @@ LARGEST_KEPT_BYTES = 1 << 25
 GRACE_SECONDS = 3.0
 """How long a stopped process waits for its threads, which may hang in a read."""
 
-INTERRUPTED = (
-    "interrupted by {}; what was finished stays, and nothing half-written; the same command can be "
-    "given again\n"
-)
+INTERRUPTED = "interrupted by {}; what was finished stays, and nothing half-written\n"
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

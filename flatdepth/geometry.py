@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from torch import Tensor
 
 from flatdepth.errors import UserError
@@ -354,6 +354,17 @@ def view_depth(depth_m: Float[Tensor, "h w"], view: View) -> Float[Tensor, "out_
     nearest_row = (v.floor().long()).clamp(0, height - 1)
     nearest_column = (u.floor().long()).clamp(0, width - 1)
     return torch.where(smooth, blended, depth_m[nearest_row][:, nearest_column])
+
+
+def view_region(region: UInt8[Tensor, "h w"], view: View) -> UInt8[Tensor, "out_h out_w"]:
+    """The view of a region map: of every output pixel the region at its centre."""
+    column, row = view.source_pixels(np.arange(view.width) + 0.5, np.arange(view.height) + 0.5)
+    height, width = region.shape
+    rows, columns = (
+        torch.from_numpy(np.floor(x).astype(np.int64).clip(0, size - 1)).to(region.device)
+        for x, size in ((row, height), (column, width))
+    )
+    return region[rows][:, columns]
 
 
 def _neighbours(x: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

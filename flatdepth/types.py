@@ -36,7 +36,7 @@ from torch import Tensor
 
 
 class Region(IntEnum):
-    """What a pixel of a batch shows; the values of ``Batch.region``."""
+    """What a pixel shows; the values of ``Batch.region`` and of region maps in shards."""
 
     BACKGROUND = 0
     MIRROR = 1
@@ -144,6 +144,7 @@ class RawFrame:
         K_px: (3, 3) float64 intrinsics (see the legend), or None for a picture.
         split: the dataset's official partition (``train``, ``val``, ``test``), "" if it has none.
         meta: JSON values carried along (camera, source path, ...).
+        region: (H, W) uint8 values of ``Region`` where real flat things are labelled, else None.
     """
 
     key: str
@@ -157,6 +158,7 @@ class RawFrame:
     K_px: NDArray[np.float64] | None = None
     split: str = ""
     meta: Mapping[str, object] = field(default_factory=dict)
+    region: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,7 @@ class Frame:
         image: (H, W, 3) uint8 sRGB.
         depth_m: (H, W) float32 planar z in metres; NaN unknown, +inf sky.
         K_px: (3, 3) float64 intrinsics.
-        key, dataset, scene, meta: as in ``RawFrame``.
+        key, dataset, scene, meta, region: as in ``RawFrame``.
     """
 
     image: NDArray[np.uint8]
@@ -177,6 +179,7 @@ class Frame:
     dataset: str
     scene: str
     meta: Mapping[str, object] = field(default_factory=dict)
+    region: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

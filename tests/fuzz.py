@@ -336,13 +336,16 @@ def _depth_files(folder: Path) -> Target:
         "png": _saved(Image.fromarray(codes), "PNG"),
         "tif": _saved(Image.fromarray(metres), "TIFF"),
     }
-    _write(folder, {"image/0.png": _png(0)})
+    files["region"] = _saved(Image.fromarray((codes % 5).astype(np.uint8)), "PNG")
+    _write(folder, {"image/0.png": _png(0), "good.png": _depth_png(0)})
 
     def read(name: str, files: Mapping[str, bytes]) -> object:
         depth = f"depth/0.{name}"
         _write(folder, {depth: files[name]})
-        scale = 0.001 if name in ("pgm", "png") else 1.0
+        scale = 0.001 if name in ("pgm", "png", "region") else 1.0
         reader = FolderReader(str(folder), "image/*.png", f"depth/*.{name}", scale, fov_deg=60)
+        if name == "region":
+            return _packed(reader, folder, image="image/0.png", depth="good.png", region=depth)
         return _packed(reader, folder, image="image/0.png", depth=depth, mask=depth)
 
     return Target(files=files, read=read, weight=3.0)

@@ -416,8 +416,7 @@ def test_wrong_usage_is_one_sentence(tool: Tool, store: Path) -> None:
     refused(tool, "the following arguments are required: COMMAND")
     refused(tool, "invalid choice: 'shrink'", "shrink", metric)
     refused(tool, "arguments are required: --alpha", "blend", metric, metric, "out.pth")
-    refused(
-        tool, "expected 0.0 to 1.0, got 'half'", "blend", metric, metric, "--alpha", "half", "out"
-    )
+    blend = ("blend", metric, metric, "--alpha", "half", "out")
+    refused(tool, "expected 0.0 to 1.0, got 'half'", *blend)
     refused(tool, "unrecognized arguments: --fast", "info", metric, "--fast")
     refused(tool, "leave kind out", "verify", metric, "--kind", "relative")

@@ -19,7 +19,7 @@ from flatdepth.data.pack import pack
 from flatdepth.data.readers.rooms import RoomsReader
 from flatdepth.data.shards import sign
 from flatdepth.errors import UserError
-from flatdepth.judge import crossval
+from flatdepth.judge import runs as judge_runs
 from flatdepth.judge.crossval import (
     Fold,
     chart,
@@ -165,7 +165,7 @@ def test_two_folds_through_accelerate(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Two real runs, one in this process; what finished is not run again, what did not is."""
-    launch = crossval._launch
+    launch = judge_runs._launch
 
     def launch_or_train(path: Path, options: str) -> None:
         if path.stem == "fold_2":
@@ -174,7 +174,7 @@ def test_two_folds_through_accelerate(
         config = parse_config(TrainConfig, [f"--config={path}"], prog="train.py", description=None)
         train(config)
 
-    monkeypatch.setattr(crossval, "_launch", launch_or_train)
+    monkeypatch.setattr(judge_runs, "_launch", launch_or_train)
     folder = command("--folds=2", "--accelerate=--cpu --num_processes 1")
     text = capfd.readouterr().out
     document = json.loads((folder / "crossval.json").read_text())
@@ -190,7 +190,7 @@ def test_two_folds_through_accelerate(
         assert image.format == "PNG" and image.width > 800
 
     launched: list[str] = []
-    monkeypatch.setattr(crossval, "_launch", lambda path, _: launched.append(path.name))
+    monkeypatch.setattr(judge_runs, "_launch", lambda path, _: launched.append(path.name))
     before = (folder / "crossval.json").read_bytes()
     command("--folds=2", "--accelerate=--cpu --num_processes 1")
     assert launched == [] and (folder / "crossval.json").read_bytes() == before

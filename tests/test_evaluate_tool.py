@@ -284,7 +284,7 @@ def test_decoys_are_a_region_of_their_own(pasted: list[tuple[Sample, Batch]]) ->
     """Inside openings and empty frames truth is not the plane, and no flat figure counts them."""
     seen = 0
     for sample, batch in pasted:
-        masks = region_masks(batch.region, batch.valid, pasted=True)
+        masks = region_masks(batch.region, batch.valid, flat_known=True)
         parts = [masks[r.name.lower()] for r in Region]
         assert (sum(part.int() for part in parts) == batch.valid.int()).all()
         decoy = masks["decoy"]

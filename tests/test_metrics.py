@@ -202,7 +202,7 @@ def test_region_masks_of_pasted_images_partition_the_valid_pixels() -> None:
     rng = np.random.default_rng(0)
     region = torch.tensor(rng.integers(0, 5, (2, 1, 20, 20)), dtype=torch.uint8)
     valid = torch.tensor(rng.random((2, 1, 20, 20)) < 0.7)
-    masks = region_masks(region, valid, pasted=True)
+    masks = region_masks(region, valid, flat_known=True)
     assert set(masks) == set(REGIONS) - {"clean"}
     parts = torch.stack([masks[r.name.lower()] for r in Region])
     assert torch.equal(parts.sum(0), valid.long())
@@ -213,7 +213,7 @@ def test_region_masks_of_pasted_images_partition_the_valid_pixels() -> None:
 
 def test_region_masks_of_clean_images() -> None:
     valid = torch.rand(2, 1, 4, 4) < 0.5
-    masks = region_masks(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), valid, pasted=False)
+    masks = region_masks(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), valid, flat_known=False)
     assert list(masks) == ["clean"]
     assert torch.equal(masks["clean"], valid)
 
@@ -601,7 +601,7 @@ def test_from_pixels_to_table() -> None:
     region[1, :, 2:, 3:] = Region.ART
     ids, table = torch.tensor([10, 11]), RegionTable()
     for pasted in (False, True):
-        for name, mask in region_masks(region, valid, pasted).items():
+        for name, mask in region_masks(region, valid, flat_known=pasted).items():
             values, pixels = image_metrics(pred, truth, mask, **RANGE)
             table.add(ids, name, values, pixels)
     result = table.result(min_pixels=1)

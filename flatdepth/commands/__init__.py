@@ -9,6 +9,7 @@ COMMANDS = {
     "checkpoint": "look into, convert, compare, blend and verify weight files",
     "report": "one page about a run, or about several side by side",
     "crossval": "train and validate once per fold of the scenes",
+    "experiment": "train variants of a configuration and judge them on real mirrors and pictures",
     "benchmark": "memory and time of a training, measured",
     "borders": "whether a network can tell where something was pasted",
     "crash_test": "kill a training at random instants and compare what it becomes",

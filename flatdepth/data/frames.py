@@ -13,6 +13,7 @@ from flatdepth.augment.draw.content import PICTURE_CACHE, reduced
 from flatdepth.config import DataConfig, SetConfig
 from flatdepth.data.demo import ensure_demo
 from flatdepth.data.order import scene_split
+from flatdepth.data.shards import REGION_EXT
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.streams import Stream, is_url_list
 from flatdepth.errors import UserError
@@ -39,6 +40,11 @@ class Subset:
     def frame(self, place: int) -> Frame:
         """Read and decode the sample at a place of the subset."""
         return self.shards.frame(self.rows[place])
+
+    def is_labelled(self, place: int) -> bool:
+        """Whether the sample has a map of its flat things."""
+        regions = self.shards.index.members.get(REGION_EXT)
+        return regions is not None and bool(regions[self.rows[place], 0] >= 0)
 
     def identity(self, place: int) -> int:
         """Number of the sample in the run: the same for the same config, whatever the split."""

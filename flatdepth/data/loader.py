@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, UInt8
 from threadpoolctl import ThreadpoolController
 
 from flatdepth.augment.draw.composite import PasteGroup, stack_plans
@@ -31,7 +31,7 @@ from flatdepth.data.frames import Corpus, Pictures, Subset
 from flatdepth.data.order import Order, rank_positions
 from flatdepth.data.streams import Window
 from flatdepth.errors import UserError
-from flatdepth.geometry import View, view_depth, view_image
+from flatdepth.geometry import View, view_depth, view_image, view_region
 from flatdepth.types import Batch, Frame
 
 Task = TypeVar("Task")
@@ -72,6 +72,11 @@ class Sample:
     mirror_target: str
     photometric: Float64[np.ndarray, " 10"]
     identity: int
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the frame's own flat things are known; it is judged by those, without pastes."""
+        return self.frame.region is not None
 
 
 def in_order(
@@ -214,14 +219,17 @@ def _training_sample(
 def validation_sample(
     corpus: Corpus, config: TrainConfig, subset: Subset, place: int, *, pasted: bool
 ) -> Sample:
-    """The central view of a validation frame, clean or with the pastes of the validation seed."""
+    """The central view of a validation frame, clean or with the pastes of the validation seed.
+
+    Where its own flat things are labelled there are no pastes.
+    """
     frame = subset.frame(place)
     return pasted_sample(
         subset,
         place,
         central_view(frame.depth_m.shape, config.data),
         Draws(config.eval.seed, 0, subset.identity(place)),
-        replace(config.paste, share=1.0 if pasted else 0.0, stages=[]),
+        replace(config.paste, share=1.0 if pasted and frame.region is None else 0.0, stages=[]),
         frame=frame,
         pictures=corpus.pictures,
         depth_range_m=(config.data.min_depth_m, config.model.max_depth_m),
@@ -323,15 +331,16 @@ def to_device(
         depth_range_m: (near, far); depth outside is not valid.
 
     Returns:
-        The clean batch, the pastes to put into it, and the photometric factors, which stay on the
-        CPU.
+        The batch as it was photographed, the pastes to put into it, and the photometric factors,
+        which stay on the CPU.
     """
-    images, depths = [], []
+    images, depths, regions = [], [], []
     for sample in samples:
         image = _copy(torch.from_numpy(np.ascontiguousarray(sample.frame.image)), device)
         depth = _copy(torch.from_numpy(np.ascontiguousarray(sample.frame.depth_m)), device)
         images.append(view_image(image.movedim(-1, 0).to(torch.float32) / 255, sample.view))
         depths.append(view_depth(depth, sample.view))
+        regions.append(_region(sample, device))
     depth_m = torch.stack(depths)[:, None]
     valid = depth_m.isfinite() & (depth_m >= depth_range_m[0]) & (depth_m <= depth_range_m[1])
     intrinsics = np.stack([sample.view.intrinsics(sample.frame.K_px) for sample in samples])
@@ -339,7 +348,7 @@ def to_device(
         image=torch.stack(images),
         depth_m=torch.where(valid, depth_m, 0.0),
         valid=valid,
-        region=torch.zeros_like(valid, dtype=torch.uint8),
+        region=torch.stack(regions)[:, None],
         K_px=_copy(torch.from_numpy(intrinsics), device),
         sample=_copy(torch.tensor([sample.identity for sample in samples]), device),
     )
@@ -355,6 +364,15 @@ def to_device(
     )
     factors = torch.from_numpy(np.stack([sample.photometric for sample in samples]))
     return batch, tuple(group.to(device) for group in groups), factors
+
+
+def _region(sample: Sample, device: torch.device) -> UInt8[torch.Tensor, "h w"]:
+    """The regions that are labelled in the view of a frame; background where none are."""
+    labelled = sample.frame.region
+    if labelled is None:
+        size = (sample.view.height, sample.view.width)
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    return view_region(_copy(torch.from_numpy(labelled), device), sample.view)
 
 
 def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

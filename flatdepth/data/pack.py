@@ -44,7 +44,7 @@ from flatdepth.data.shards import (
     canonical_json,
     concatenate,
 )
-from flatdepth.data.shards.codec import decode_image, depth_metres
+from flatdepth.data.shards.codec import decode_image, depth_metres, encode_region
 from flatdepth.data.shards.read import ShardSet, resolve
 from flatdepth.data.shards.write import (
     Output,
@@ -354,7 +354,8 @@ def export(
     ``image/<key>.jpg|png|webp`` is the stored image; ``depth/<key>.png`` is planar z as 16-bit
     PNG, ``code = round(z * codes_per_metre)``, 0 where unknown and 65535 for sky and for
     everything too far to code (with 1000 codes per metre from 65.535 m on: treat 65535 as unknown
-    unless you need the sky); ``camera/<key>.json`` holds the intrinsics with the pixel centres of
+    unless you need the sky); ``region/<key>.png`` the regions, where there are some, as numbers of
+    ``flatdepth.types.Region``; ``camera/<key>.json`` holds the intrinsics with the pixel centres of
     ``flatdepth.types`` (integer + 0.5).
 
     Returns:
@@ -393,9 +394,9 @@ def check_frame(raw: RawFrame, reader: Reader, min_valid: float = 0.01) -> None:
     value makes up more than that share of the valid depth is a failed rendering.
 
     Raises:
-        BadFrame: image or depth do not decode, differ in shape from each other or from what the
-            reader says, the camera cannot be (unless the reader's ``unusual_camera`` is true), or
-            the depth is mostly unknown, out of range or constant.
+        BadFrame: image or depth do not decode, differ in shape from each other, the regions or what
+            the reader says, the camera cannot be (unless the reader's ``unusual_camera`` is true),
+            or the depth is mostly unknown, out of range or constant.
         ValueError: the reader breaks its contract (its kind and the frame's members differ).
     """
     image = decode_image(raw.image)
@@ -413,6 +414,9 @@ def check_frame(raw: RawFrame, reader: Reader, min_valid: float = 0.01) -> None:
     if raw.depth.codes.shape != image.shape[:2]:
         shapes = f"depth {raw.depth.codes.shape}, image {image.shape[:2]}"
         raise BadFrame("depth and image differ in shape", shapes)
+    if raw.region is not None and raw.region.shape != image.shape[:2]:
+        shapes = f"regions {raw.region.shape}, image {image.shape[:2]}"
+        raise BadFrame("regions and image differ in shape", shapes)
     trouble = camera_trouble(raw.K_px, raw.height, raw.width)
     if trouble and not getattr(reader, "unusual_camera", False):
         raise BadFrame("camera cannot be", trouble)
@@ -863,6 +867,8 @@ def _export_sample(raw: RawFrame, root: Path, codes_per_metre: float) -> int:
     codes = np.clip(scaled, 1, 65535).astype(np.uint16)
     codes[unknown] = 0
     _write_file(root / "depth" / f"{raw.key}.png", _png16(codes))
+    if raw.region is not None:
+        _write_file(root / "region" / f"{raw.key}.png", encode_region(raw.region))
     _write_file(root / "camera" / f"{raw.key}.json", _camera_json(raw, codes_per_metre))
     return int(((scaled >= 65535) & np.isfinite(scaled)).sum())
 

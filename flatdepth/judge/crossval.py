@@ -2,21 +2,13 @@
 
 Scenes are what is dealt, because frames of one scene resemble each other, and those of every data
 set are dealt evenly, so each fold holds about the same share of each. A fold is a run like any
-other, in ``RUNS/NAME-KIND/fold_K``, launched through accelerate; one that has finished is not run
-again, one that was interrupted goes on from its checkpoint.
+other, in ``RUNS/NAME-KIND/fold_K``; see ``judge.runs``.
 """
 
 import dataclasses
 import io
-import json
 import math
-import os
-import shlex
-import signal
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -25,17 +17,15 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import yaml
 from matplotlib.figure import Figure
 
-from flatdepth.cli import signals_to
 from flatdepth.config import DataConfig, SetConfig, TrainConfig
 from flatdepth.data.demo import ensure_demo
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
-from flatdepth.show.pictures import FLAT_COLOUR, REGION_COLOURS, write_atomic
+from flatdepth.judge.runs import Planned, run_all
+from flatdepth.show.pictures import FLAT_COLOUR, REGION_COLOURS
 from flatdepth.types import ALL_METRICS, REGIONS
-from flatdepth.untrusted import parse_json
 
 FORMAT = 1
 KIND = "flatdepth cross-validation"
@@ -220,98 +210,14 @@ def run_folds(
     Raises:
         UserError: ``folder`` holds folds of another configuration, or a run did not finish.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    configs = [
-        dataclasses.replace(config, name=fold.name, runs=str(folder), data=fold.data)
+    runs = [
+        Planned(
+            title=f"{fold.name} of {len(folds)}: holds out {fold.title}",
+            config=dataclasses.replace(config, name=fold.name, runs=str(folder), data=fold.data),
+        )
         for fold in folds
     ]
-    paths = [folder / f"{fold.name}.yaml" for fold in folds]
-    texts = [
-        yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(one))), sort_keys=False)
-        for one in configs
-    ]
-    extra = sorted({path.name for path in folder.glob("fold_*.yaml")} - {p.name for p in paths})
-    changed = [path.name for path, text in zip(paths, texts, strict=True) if _differs(path, text)]
-    if extra or changed:
-        raise UserError(
-            f"{folder / (extra or changed)[0]} belongs to a cross-validation with other settings; "
-            "choose another --name, or delete the folder"
-        )
-    records = []
-    for fold, path, text in zip(folds, paths, texts, strict=True):
-        run = folder / fold.name
-        record = _finished(run)
-        if record is None:
-            write_atomic(path, text.encode())
-            print(f"== {fold.name} of {len(folds)}: holds out {fold.title}", flush=True)
-            _launch(path, launch)
-            record = _finished(run)
-            if record is None:
-                raise UserError(
-                    f"{run} has not finished; give the same command again to go on where it stopped"
-                )
-        else:
-            print(f"== {fold.name} of {len(folds)}: finished before", flush=True)
-        records.append(record)
-    return records
-
-
-def _differs(path: Path, text: str) -> bool:
-    return path.exists() and path.read_text("utf-8") != text
-
-
-def _finished(run: Path) -> Mapping[str, Any] | None:
-    path = run / "metrics.json"
-    if not path.is_file():
-        return None
-    try:
-        record: Mapping[str, Any] = parse_json(path.read_bytes())
-        return record if record["finished"] else None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged; delete {run} to run it again") from error
-
-
-def _launch(config: Path, options: str) -> None:
-    """``accelerate launch -m flatdepth.train``; SIGINT and SIGTERM are passed on as SIGTERM.
-
-    On SIGTERM a run saves a checkpoint and ends.
-    """
-    command = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(options)]
-    command += ["-m", "flatdepth.train", f"--config={config}"]
-    # a session of its own, so that Ctrl-C reaches the run once and as SIGTERM
-    process = subprocess.Popen(command, start_new_session=True)
-    stopped = False
-
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGTERM)
-        else:
-            process.terminate()
-
-    with signals_to(stop):
-        code = process.wait()
-        while stopped and _alive(process.pid):
-            time.sleep(0.1)
-    if stopped:
-        raise UserError(f"stopped in {config.stem}; give the same command again to go on there")
-    if code:
-        raise UserError(
-            f"{config} ended with exit code {code}; see its messages above, then give the same "
-            "command again"
-        )
-
-
-def _alive(group: int) -> bool:
-    """Whether a process group has members: the launcher ends before the runs that it started."""
-    if os.name != "posix":
-        return False
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    return run_all(runs, folder, launch)
 
 
 def spreads(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Spread]]:

@@ -26,17 +26,18 @@ from flatdepth.types import METRICS, REGIONS, Region
 
 
 def region_masks(
-    region: UInt8[Tensor, "b 1 h w"], valid: Bool[Tensor, "b 1 h w"], pasted: bool
+    region: UInt8[Tensor, "b 1 h w"], valid: Bool[Tensor, "b 1 h w"], *, flat_known: bool
 ) -> dict[str, Bool[Tensor, "b 1 h w"]]:
     """The pixels to evaluate, by region name.
 
     Args:
         region: values of ``Region``.
         valid: where the truth is known and in range.
-        pasted: False for clean images, which have the one region "clean"; True for images that
-            went through the paste stage, which have the other six ("flat" is mirror or art).
+        flat_known: False for clean images, which have the one region "clean"; True for images that
+            went through the paste stage or whose own flat things are labelled, which have the other
+            six ("flat" is mirror or art).
     """
-    if not pasted:
+    if not flat_known:
         return {"clean": valid}
     masks = {r.name.lower(): valid & (region == r) for r in Region}
     return masks | {"flat": masks["mirror"] | masks["art"]}

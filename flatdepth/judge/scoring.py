@@ -270,13 +270,16 @@ def judge(
     pictures = open_pictures(request.art)
     places = [_places(len(subset), request.images) for subset in subsets]
     pasted = (False,) if request.paste_seed is None else (False, True)
-    total, done = len(pasted) * sum(map(len, places)), 0
+    tasks_of = [
+        [(place, p) for place in chosen for p in pasted if not (p and subset.is_labelled(place))]
+        for subset, chosen in zip(subsets, places, strict=True)
+    ]
+    total, done = sum(map(len, tasks_of)), 0
 
     books: dict[str, _Book] = {}
-    for subset, chosen in zip(subsets, places, strict=True):
+    for subset, chosen, tasks in zip(subsets, places, tasks_of, strict=True):
         name = subset.shards.dataset
         book = books.setdefault(name, _Book(scores=[Scores() for _ in contenders]))
-        tasks = [(place, with_pastes) for place in chosen for with_pastes in pasted]
 
         def load(task: tuple[int, bool], subset: Subset = subset) -> Sample:
             return load_sample(request, subset, task[0], pictures, pasted=task[1])
@@ -437,14 +440,17 @@ def _places(count: int, most: int) -> list[int]:
 def load_sample(
     request: Request, subset: Subset, place: int, pictures: Pictures, *, pasted: bool
 ) -> Sample:
-    """A frame at its own resolution as the protocol looks at it, with pastes or without."""
+    """A frame at its own resolution as the protocol looks at it, with pastes or without.
+
+    Where its own flat things are labelled there are no pastes.
+    """
     frame = subset.frame(place)
     return pasted_sample(
         subset,
         place,
         request.protocol.view(*frame.depth_m.shape),
         Draws(request.paste_seed or 0, 0, subset.identity(place)),
-        PasteConfig(share=1.0 if pasted else 0.0),
+        PasteConfig(share=1.0 if pasted and frame.region is None else 0.0),
         frame=frame,
         pictures=pictures,
         depth_range_m=request.protocol.range_m,
@@ -568,7 +574,7 @@ def _score(
                 K_px=batch.K_px[one],
                 range_m=request.protocol.range_m,
             )
-            _add_regions(scores, image, pasted)
+            _add_regions(scores, image, flat_known=pasted or sample.is_labelled)
             _add_planes(scores, image, sample.plan)
 
 
@@ -585,13 +591,13 @@ class _Image:
     range_m: tuple[float, float]
 
 
-def _add_regions(scores: Scores, image: _Image, pasted: bool) -> None:
+def _add_regions(scores: Scores, image: _Image, *, flat_known: bool) -> None:
     near, far = image.range_m
     number = torch.tensor([image.identity])
     similarity, complete = ssim_map(
         image.pred_m, image.truth_m, image.counted, min_m=near, max_m=far
     )
-    for name, mask in region_masks(image.region, image.counted, pasted=pasted).items():
+    for name, mask in region_masks(image.region, image.counted, flat_known=flat_known).items():
         values, pixels = image_metrics(image.pred_m, image.truth_m, mask, min_m=near, max_m=far)
         scores.depth.add(number, name, values.cpu(), pixels.cpu())
         mean, pixels = mean_over(similarity, mask & complete)

@@ -1,4 +1,5 @@
-"""Validation: every image clean, and again with mirrors and art of a fixed seed.
+"""Validation: every image clean, and again with mirrors and art of a fixed seed; or, where its own
+mirrors and pictures are labelled, by those.
 
 Each validation image is evaluated exactly once over all ranks, at the network's input resolution,
 and only per-image rows are gathered, so the figures depend neither on the number of devices nor on
@@ -107,11 +108,12 @@ def evaluate(
         chunk_tasks = [next(tasks) for _ in chunk]
         batch, pred_m = predict_depth(model, chunk, config, accelerator)
         for position, (number, pasted) in enumerate(chunk_tasks):
-            if number >= len(places):
+            labelled = chunk[position].is_labelled
+            if number >= len(places) or (labelled and pasted):
                 continue
             one = slice(position, position + 1)
-            _add(table, batch, pred_m, one, pasted, config)
-            if pasted and number in shown and accelerator.is_main_process:
+            _add(table, batch, pred_m, one, pasted or labelled, config)
+            if (pasted or labelled) and number in shown and accelerator.is_main_process:
                 rows[number] = _row(batch, pred_m, position, chunk[position])
         check()
     model.train(was_training)
@@ -157,10 +159,10 @@ def _add(
     batch: Batch,
     pred_m: Tensor,
     one: slice,
-    pasted: bool,
+    flat_known: bool,
     config: TrainConfig,
 ) -> None:
-    masks = region_masks(batch.region[one], batch.valid[one], pasted=pasted)
+    masks = region_masks(batch.region[one], batch.valid[one], flat_known=flat_known)
     for name, mask in masks.items():
         values, pixels = image_metrics(
             pred_m[one],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt8
 from numpy.typing import NDArray
 
 from flatdepth.data.readers.arrays import read_array, read_depth_array
@@ -35,7 +35,7 @@ from flatdepth.data.readers.files import (
 from flatdepth.data.shards.codec import encode_log_u16
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.geometry import camera_trouble, focal_from_mm, off_centre, sensor_sides
-from flatdepth.types import DepthCodes, RawFrame
+from flatdepth.types import DepthCodes, RawFrame, Region
 
 _NONE = -1
 _ASSUMED_FOV_DEG = 60.0
@@ -95,6 +95,13 @@ class FolderReader:
     frame, for a scene, or without wildcards for all. Depth without a mask is excluded."""
     mask_min: float = 1.0
     """Mask values from this one on are valid: 1 is all but 0; 2 is ARKit's high confidence."""
+    region_glob: str = ""
+    """Pattern of region maps that say where mirrors and pictures are: grey images of the depth's
+    size whose numbers ``region_names`` explains. Wildcards as for ``mask_glob``; a frame without a
+    map is packed as one of which nothing is known."""
+    region_names: str = "1:mirror,2:art,3:frame,4:decoy"
+    """What the numbers of region maps mean: ``mirror``, ``art`` (screens too), ``frame`` or
+    ``decoy`` (openings); 0 is background, and so is what is left out here."""
     quantity: Literal["z", "distance"] = "z"
     """``z``: depth along the optical axis; ``distance``: distance to the optical centre."""
     intrinsics: tuple[float, ...] = ()
@@ -180,6 +187,11 @@ class FolderReader:
                 f" found {self.mask_glob}",
             ),
             (
+                len(_wildcards(self.region_glob)) <= depths,
+                f"region_glob: expected at most the {depths} runs of wildcards of depth_glob,"
+                f" found {self.region_glob}",
+            ),
+            (
                 8 <= self.image_bits <= 16,
                 f"image_bits: expected 8 to 16, found {self.image_bits}",
             ),
@@ -209,6 +221,7 @@ class FolderReader:
                 raise UserError(message)
         if self.sensor_mm:
             sensor_sides(self.sensor_mm)
+        _region_table(self.region_names)
 
     @property
     def kind(self) -> Literal["depth", "art"]:
@@ -225,13 +238,12 @@ class FolderReader:
         """
         tree = Tree(self.raw)
         paths = list(tree.walk())
-        masks = _match(self.mask_glob, paths)
-        depths = _match(self.depth_glob, set(paths).difference(masks.values()))
-        runs = len(_wildcards(self.mask_glob))
-        mask_of = {
-            depth: masks[parts[:runs]] for parts, depth in depths.items() if parts[:runs] in masks
-        }
-        images = _match(self.image_glob, set(paths).difference(depths.values(), masks.values()))
+        masks, regions = (_match(glob, paths) for glob in (self.mask_glob, self.region_glob))
+        beside = {*masks.values(), *regions.values()}
+        depths = _match(self.depth_glob, set(paths).difference(beside))
+        mask_of = _by_depth(depths, masks, self.mask_glob)
+        region_of = _by_depth(depths, regions, self.region_glob)
+        images = _match(self.image_glob, set(paths).difference(depths.values(), beside))
         if self.pair_alone:
             depths = _alone(images, depths)
         if self.pair_within_s > 0:
@@ -270,11 +282,12 @@ class FolderReader:
                 image=images[parts],
                 depth=depths[parts],
                 mask=mask_of.get(depths[parts], ""),
+                region=region_of.get(depths[parts], ""),
                 intrinsics=cameras[parts[:shared]],
             )
             for parts in both - without - unmasked
         )
-        self._warn(paths, items, {*images.values(), *depths.values(), *masks.values()})
+        self._warn(paths, items, {*images.values(), *depths.values(), *beside})
         self._look_at_camera(items)
         excluded = [(images[parts], "no file of intrinsics") for parts in without]
         excluded += [(images[parts], "no mask file") for parts in unmasked - without]
@@ -308,6 +321,7 @@ class FolderReader:
             K_px=self._intrinsics(item, picture, stored),
             split=item.split,
             meta=meta | relative_paths(Tree(self.raw), item.files),
+            region=self._region(item.files.get("region")),
         )
 
     def _cameras_given(self) -> Sequence[str]:
@@ -403,6 +417,15 @@ class FolderReader:
             raise BadFrame("mask and depth differ in size", sizes)
         return mask >= self.mask_min
 
+    def _region(self, url: str | None) -> NDArray[np.uint8] | None:
+        """The region map of a frame in numbers of ``Region``; None if it has none."""
+        if url is None:
+            return None
+        numbers = read_array(url, self.depth_array, role="regions")
+        if numbers.dtype != np.uint8:
+            raise BadFrame("regions are not 8-bit", f"{url}: {numbers.dtype}")
+        return _region_table(self.region_names)[numbers]
+
     def _with_meaning(
         self, codes: NDArray[Any], valid: NDArray[np.bool_] | None, url: str
     ) -> DepthCodes:
@@ -467,6 +490,35 @@ class FolderReader:
             return focal_from_mm(self.focal_mm, self.sensor_mm, of.height, of.width)
         fov = math.radians(self.fov_deg or _ASSUMED_FOV_DEG)
         return of.width / 2 / math.tan(fov / 2)
+
+
+def _by_depth(
+    depths: Mapping[tuple[str, ...], str], others: Mapping[tuple[str, ...], str], glob: str
+) -> dict[str, str]:
+    """depth file -> the file of a pattern whose wildcards stand for the first ones of the depth."""
+    runs = len(_wildcards(glob))
+    return {
+        depth: others[parts[:runs]] for parts, depth in depths.items() if parts[:runs] in others
+    }
+
+
+def _region_table(names: str) -> UInt8[np.ndarray, " 256"]:
+    """The ``Region`` of every number in a map. Raises UserError if ``names`` does not say it."""
+    table = np.zeros(256, np.uint8)
+    for entry in names.split(","):
+        number, _, name = entry.strip().partition(":")
+        if (
+            not number.isdecimal()
+            or int(number[:4]) > 255
+            or name.upper() not in Region.__members__
+        ):
+            known = ", ".join(region.name.lower() for region in Region)
+            raise UserError(
+                f"region_names: expected number:name, such as 1:mirror,2:art, with numbers of 0 to"
+                f" 255 and names of {known}, found {entry.strip()!r}"
+            )
+        table[int(number)] = Region[name.upper()]
+    return table
 
 
 def _mask_out(

@@ -35,6 +35,7 @@ class ListReader(FolderReader):
     depth_glob: str = field(default="", init=False)
     intrinsics_glob: str = field(default="", init=False)
     mask_glob: str = field(default="", init=False)
+    region_glob: str = field(default="", init=False)
     pair_within_s: float = field(default=0.0, init=False)
     pair_alone: bool = field(default=False, init=False)
 

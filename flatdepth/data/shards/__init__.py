@@ -3,7 +3,8 @@
 A shard set is one directory (or URL prefix)::
 
     index.json              written last: a set without it is unfinished; signed, see ``sign``
-    <dataset>-000000.tar    <key>.jpg|png|webp, <key>.depth.fdz, <key>.json, then the next key
+    <dataset>-000000.tar    <key>.jpg|png|webp, <key>.depth.fdz, <key>.json, <key>.region.png where
+                            flat things are labelled, then the next key
     skipped.jsonl           one line per frame left out, with the reason
 
 The tars are byte-deterministic and carry no path to trust: a member name is a key and an
@@ -29,6 +30,7 @@ SKIPPED_NAME = "skipped.jsonl"
 WORK_DIR = ".pack"
 DEPTH_EXT = "depth.fdz"
 JSON_EXT = "json"
+REGION_EXT = "region.png"
 IMAGE_EXTS = ("jpg", "png", "webp")
 
 _FORMAT = "flatdepth-shards"
@@ -330,7 +332,7 @@ def _check(index: Index) -> None:
         raise ValueError("samples that do not follow the order of the shards")
     if (index.sizes < 1).any():
         raise ValueError("an image without pixels")
-    known = {JSON_EXT, DEPTH_EXT, *IMAGE_EXTS}
+    known = {JSON_EXT, DEPTH_EXT, REGION_EXT, *IMAGE_EXTS}
     if unknown := sorted(set(index.members) - known):
         raise ValueError(f"member extension {unknown[0]!r}")
     ends = np.array([shard.bytes for shard in index.shards], np.int64)[index.shard]

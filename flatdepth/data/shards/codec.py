@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flatdepth.errors import BadFrame
-from flatdepth.types import DepthCodes, Frame, RawFrame
+from flatdepth.types import DepthCodes, Frame, RawFrame, Region
 
 MAX_PIXELS = 1 << 26
 """Images and depth maps above this many pixels (8192 x 8192) are refused as size bombs."""
@@ -177,12 +177,37 @@ def decode_image(payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
         raise BadFrame("image unreadable", f"{type(error).__name__}: {error}") from error
 
 
+def encode_region(region: UInt8[np.ndarray, "h w"]) -> bytes:
+    """A region map as a grey PNG: the payload of a ``.region.png`` member."""
+    buffer = io.BytesIO()
+    Image.fromarray(region).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode_region(payload: bytes) -> UInt8[np.ndarray, "h w"]:
+    """Undo ``encode_region``.
+
+    Raises:
+        BadFrame: it is no such map, or has values that are no ``Region``.
+    """
+    try:
+        with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
+            if image.mode != "L" or image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels of mode {image.mode}")
+            region = np.array(image)
+        if region.max() > max(Region):
+            raise ValueError(f"there is no region {region.max()}")
+    except Exception as error:  # as in decode_image
+        raise BadFrame("regions unreadable", f"{type(error).__name__}: {error}") from error
+    return region
+
+
 def decode_frame(raw: RawFrame) -> Frame:
     """Decode an RGB-D frame.
 
     Raises:
-        BadFrame: its bytes are damaged, image and depth differ in shape, or it has no depth or no
-            intrinsics.
+        BadFrame: its bytes are damaged, image, depth and regions differ in shape, or it has no
+            depth or no intrinsics.
     """
     if raw.depth is None or raw.K_px is None:
         raise BadFrame("no depth or no intrinsics")
@@ -190,6 +215,9 @@ def decode_frame(raw: RawFrame) -> Frame:
     if raw.depth.codes.shape != image.shape[:2]:
         shapes = f"{raw.depth.codes.shape} and {image.shape[:2]}"
         raise BadFrame("depth and image differ in shape", shapes)
+    if raw.region is not None and raw.region.shape != image.shape[:2]:
+        shapes = f"{raw.region.shape} and {image.shape[:2]}"
+        raise BadFrame("regions and image differ in shape", shapes)
     return Frame(
         image=image,
         depth_m=depth_metres(raw.depth, raw.K_px),
@@ -198,6 +226,7 @@ def decode_frame(raw: RawFrame) -> Frame:
         dataset=raw.dataset,
         scene=raw.scene,
         meta=raw.meta,
+        region=raw.region,
     )
 
 

@@ -19,8 +19,21 @@ from fsspec.implementations.local import LocalFileSystem
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-from flatdepth.data.shards import DEPTH_EXT, IMAGE_EXTS, INDEX_NAME, JSON_EXT, WORK_DIR, Index
-from flatdepth.data.shards.codec import decode_depth, decode_frame, decode_image
+from flatdepth.data.shards import (
+    DEPTH_EXT,
+    IMAGE_EXTS,
+    INDEX_NAME,
+    JSON_EXT,
+    REGION_EXT,
+    WORK_DIR,
+    Index,
+)
+from flatdepth.data.shards.codec import (
+    decode_depth,
+    decode_frame,
+    decode_image,
+    decode_region,
+)
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.resources import demo_file
 from flatdepth.types import Frame, RawFrame
@@ -309,6 +322,7 @@ def raw_frame(key: str, parts: Mapping[str, bytes]) -> RawFrame:
             K_px=None if about["K_px"] is None else _intrinsics(about["K_px"]),
             split=str(about["split"]),
             meta=dict(about["meta"]),
+            region=decode_region(parts[REGION_EXT]) if REGION_EXT in parts else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadFrame("description unreadable", f"{type(error).__name__}: {error}") from error

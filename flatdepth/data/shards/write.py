@@ -27,6 +27,7 @@ from flatdepth.data.shards import (
     IMAGE_EXTS,
     INDEX_NAME,
     JSON_EXT,
+    REGION_EXT,
     SKIPPED_NAME,
     WORK_DIR,
     Index,
@@ -37,7 +38,7 @@ from flatdepth.data.shards import (
     is_key,
     shard_name,
 )
-from flatdepth.data.shards.codec import depth_meta, encode_depth
+from flatdepth.data.shards.codec import depth_meta, encode_depth, encode_region
 from flatdepth.data.shards.read import is_intrinsics, resolve
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.types import RawFrame
@@ -103,6 +104,8 @@ def encode_sample(raw: RawFrame, level: int = 12) -> Sample:
     members = [(raw.image_ext, raw.image), (JSON_EXT, canonical_json(about))]
     if raw.depth is not None:
         members.append((DEPTH_EXT, encode_depth(raw.depth, level)))
+    if raw.region is not None:
+        members.append((REGION_EXT, encode_region(raw.region)))
     return Sample(
         key=raw.key,
         scene=raw.scene,

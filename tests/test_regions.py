@@ -1,0 +1,139 @@
+"""Frames whose own mirrors and pictures are labelled: packed, read, cut and judged by those."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flatdepth.commands import pack as tool
+from flatdepth.config import DataConfig, SetConfig, TrainConfig
+from flatdepth.data.frames import open_corpus
+from flatdepth.data.loader import to_device, training_samples, validation_sample
+from flatdepth.data.pack import export, pack, verify
+from flatdepth.data.readers.folder import FolderReader
+from flatdepth.data.shards.read import ShardSet
+from flatdepth.errors import BadFrame, UserError
+from flatdepth.geometry import View, view_region
+from flatdepth.types import Region
+
+HEIGHT, WIDTH = 42, 56
+NUMBERS = {0: "background", 7: "mirror", 9: "art", 200: "decoy"}
+
+
+def write(raw: Path, scenes: int = 4, labelled: tuple[int, ...] = (1, 3)) -> None:
+    """Scenes of one frame; those that are ``labelled`` have a region map."""
+    draw = np.random.default_rng(0)
+    for scene in range(scenes):
+        folder = raw / f"scene{scene}"
+        folder.mkdir(parents=True)
+        Image.fromarray(draw.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(folder / "c.png")
+        codes = draw.integers(1000, 4000, (HEIGHT, WIDTH)).astype(np.uint16)
+        Image.fromarray(codes).save(folder / "d.png")
+        if scene in labelled:
+            Image.fromarray(regions(scene)).save(folder / "r.png")
+
+
+def regions(scene: int) -> np.ndarray:
+    draw = np.random.default_rng(scene)
+    return np.kron(draw.choice(list(NUMBERS), (6, 8)), np.ones((7, 7))).astype(np.uint8)
+
+
+def reader(raw: Path, **options: object) -> FolderReader:
+    names = ",".join(f"{number}:{name}" for number, name in NUMBERS.items())
+    options = {"region_glob": "*/r.png", "region_names": names, "fov_deg": 60.0} | options
+    return FolderReader(str(raw), "*/c.png", "*/d.png", 0.001, **options)
+
+
+@pytest.fixture(scope="module")
+def labelled_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("regions")
+    write(folder / "raw")
+    pack(reader(folder / "raw"), folder / "set", workers=1)
+    return folder / "set"
+
+
+def test_region_maps_are_packed_bit_for_bit_where_there_are_some(
+    labelled_set: Path, tmp_path: Path
+) -> None:
+    assert not verify(labelled_set).damage
+    export(labelled_set, tmp_path / "files")
+    with ShardSet.open(labelled_set) as shards:
+        for number in range(4):
+            found = shards.frame(number).region
+            exported = tmp_path / "files" / "region" / f"{shards.keys[number]}.png"
+            assert exported.exists() == (number in (1, 3))
+            if number not in (1, 3):
+                assert found is None
+                continue
+            wanted = regions(number)
+            assert found is not None
+            for code, name in NUMBERS.items():
+                assert np.array_equal(found == Region[name.upper()], wanted == code)
+            assert np.array_equal(np.asarray(Image.open(exported)), found)
+
+
+def test_a_region_map_that_does_not_fit_is_a_bad_frame(tmp_path: Path) -> None:
+    write(tmp_path / "raw", 1, (0,))
+    place = tmp_path / "raw" / "scene0" / "r.png"
+    own = reader(tmp_path / "raw")
+    (item,) = own.list().items
+    for content, reason in (
+        (np.zeros((HEIGHT, WIDTH - 1), np.uint8), "regions and image differ in shape"),
+        (np.zeros((HEIGHT, WIDTH), np.uint16), "regions are not 8-bit"),
+    ):
+        Image.fromarray(content).save(place)
+        with pytest.raises(UserError, match=reason):
+            pack(own, tmp_path / reason.replace(" ", "_"), workers=1)
+    place.write_bytes(b"junk")
+    with pytest.raises(BadFrame, match="regions unreadable"):
+        own.read(item)
+
+
+@pytest.mark.parametrize("names", ["1", "1:window", "256:art", "x:art", "1:art,,2:mirror"])
+def test_names_of_regions_that_are_none_are_one_sentence(tmp_path: Path, names: str) -> None:
+    arguments = ["folder", "--raw=x", "--image_glob=*.jpg", "--depth_glob=*.png"]
+    arguments += ["--depth_scale=1", f"--region_names={names}", f"--out={tmp_path}"]
+    with pytest.raises(UserError, match="region_names: expected number:name"):
+        tool.main(arguments)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_view_of_regions_has_what_lies_at_its_pixels_centres(flip: bool) -> None:
+    region = torch.arange(12 * 16, dtype=torch.uint8).reshape(12, 16)
+    view = View(top=2, left=3, crop_height=9, crop_width=12, height=3, width=4, flip=flip)
+    found = view_region(region, view)
+    wanted = region[2:11, 3:15][1::3, 1::3]  # the middle of each 3 x 3
+    assert torch.equal(found, wanted.flip(1) if flip else wanted)
+    whole = View(top=0, left=0, crop_height=12, crop_width=16, height=12, width=16)
+    assert torch.equal(view_region(region, whole), region)
+
+
+def test_labelled_frames_are_judged_by_their_labels_and_trained_with_them(
+    labelled_set: Path,
+) -> None:
+    data = DataConfig(
+        train=[SetConfig(path=str(labelled_set), val_scenes=["scene3"])], height=28, width=42
+    )
+    config = TrainConfig(data=data, batch=2, micro_batch=2)
+    corpus = open_corpus(data)
+    (held,) = corpus.val
+    assert held.is_labelled(0) and [corpus.train[0].is_labelled(i) for i in range(3)] == [
+        False,
+        True,
+        False,
+    ]
+    cpu = torch.device("cpu")
+    for pasted in (False, True):
+        sample = validation_sample(corpus, config, held, 0, pasted=pasted)
+        assert sample.is_labelled and not sample.plan
+        batch, _, _ = to_device([sample], cpu, depth_range_m=(0.1, 20.0))
+        assert torch.equal(
+            batch.region[0, 0], view_region(torch.from_numpy(sample.frame.region), sample.view)
+        )
+        assert len(batch.region.unique()) == len(NUMBERS)
+    stream = training_samples(corpus, config, first_step=0, rank=0, ranks=1, accumulation=1)
+    seen = [sample.is_labelled for _ in range(3) for sample in next(stream)]
+    stream.close()
+    assert any(seen) and not all(seen)
