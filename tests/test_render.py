@@ -11,6 +11,8 @@ from PIL import Image
 
 from flatdepth.data.readers.folder import FolderReader
 from flatdepth.data.shards.codec import decode_frame
+from flatdepth.judge.experiment import PLAIN
+from flatdepth.types import Region
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.skipif(
@@ -56,17 +58,25 @@ def test_a_frame_depends_on_its_numbers_only(raw: Path, tmp_path: Path) -> None:
         assert again == (raw / "room_0026" / name).read_bytes(), name
 
 
-def test_packing_reads_it(raw: Path) -> None:
+def test_packing_reads_them_with_their_regions_and_twins(raw: Path) -> None:
     reader = FolderReader(
         raw=str(raw),
         image_glob="*/*.jpg",
         depth_glob="*/*.npy",
         depth_scale=1.0,
-        intrinsics_glob="*/*.txt",
-        scene_from="parent",
+        intrinsics_glob="*/0.txt",
+        region_glob="*/*.region.png",
+        region_names="1:mirror,2:art,3:frame,5:art,6:decoy",
     )
-    (frame,) = (decode_frame(reader.read(item)) for item in reader.list().items)
-    assert frame.scene == "room_0026"
-    stored = np.load(raw / "room_0026" / "0.npy")
-    np.testing.assert_allclose(frame.depth_m, stored, rtol=1e-4)
+    frames = {item.key: decode_frame(reader.read(item)) for item in reader.list().items}
+    assert {*frames} == {"room_0026/0", f"room_0026/0{PLAIN}"}
+    frame, twin = frames["room_0026/0"], frames[f"room_0026/0{PLAIN}"]
+    assert (frame.scene, twin.scene, twin.region) == ("room_0026", "room_0026", None)
+    stored = np.asarray(Image.open(raw / "room_0026" / "0.region.png"))
+    assert frame.region is not None
+    assert np.array_equal(frame.region == Region.MIRROR, stored == MIRROR)
+    assert np.array_equal(frame.region == Region.DECOY, stored == OPENING)
+    stored_m = np.load(raw / "room_0026" / "0.npy")
+    np.testing.assert_allclose(frame.depth_m, stored_m, rtol=1e-4)
+    np.testing.assert_array_equal(frame.K_px, twin.K_px)
     np.testing.assert_array_equal(frame.K_px[:2, 2], (32, 24))
