@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from flatdepth.errors import BadFrame, UserError
-from flatdepth.predict.inputs import Input, find_inputs, focal_from_exif, open_photo, printable
+from flatdepth.errors import BadFrame, UserError, printable
+from flatdepth.predict.inputs import Input, find_inputs, focal_from_exif, open_photo
 
 pillow_heif.register_heif_opener()
 

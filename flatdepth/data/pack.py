@@ -44,7 +44,12 @@ from flatdepth.data.shards import (
     canonical_json,
     concatenate,
 )
-from flatdepth.data.shards.codec import decode_image, depth_metres, encode_region
+from flatdepth.data.shards.codec import (
+    decode_frame,
+    decode_image,
+    depth_metres,
+    encode_region,
+)
 from flatdepth.data.shards.read import ShardSet, resolve
 from flatdepth.data.shards.write import (
     Output,
@@ -399,28 +404,27 @@ def check_frame(raw: RawFrame, reader: Reader, min_valid: float = 0.01) -> None:
             or the depth is mostly unknown, out of range or constant.
         ValueError: the reader breaks its contract (its kind and the frame's members differ).
     """
-    image = decode_image(raw.image)
+    if reader.kind == "art":
+        if raw.depth is not None:
+            raise ValueError(f"{raw.key}: a reader of art gave depth")
+        _check_size(raw, decode_image(raw.image))
+        return
+    if raw.depth is None or raw.K_px is None:
+        raise ValueError(f"{raw.key}: a reader of depth gave no depth or intrinsics")
+    trouble = camera_trouble(raw.K_px, raw.height, raw.width)
+    if trouble and not getattr(reader, "unusual_camera", False):
+        raise BadFrame("camera cannot be", trouble)
+    frame = decode_frame(raw)
+    _check_size(raw, frame.image)
+    _check_depth(raw.depth, frame.depth_m, reader, min_valid)
+
+
+def _check_size(raw: RawFrame, image: np.ndarray) -> None:
     if image.shape[:2] != (raw.height, raw.width):
         raise BadFrame(
             "image size differs from its description",
             f"{image.shape[1]}x{image.shape[0]}, described as {raw.width}x{raw.height}",
         )
-    if reader.kind == "art":
-        if raw.depth is not None:
-            raise ValueError(f"{raw.key}: a reader of art gave depth")
-        return
-    if raw.depth is None or raw.K_px is None:
-        raise ValueError(f"{raw.key}: a reader of depth gave no depth or intrinsics")
-    if raw.depth.codes.shape != image.shape[:2]:
-        shapes = f"depth {raw.depth.codes.shape}, image {image.shape[:2]}"
-        raise BadFrame("depth and image differ in shape", shapes)
-    if raw.region is not None and raw.region.shape != image.shape[:2]:
-        shapes = f"regions {raw.region.shape}, image {image.shape[:2]}"
-        raise BadFrame("regions and image differ in shape", shapes)
-    trouble = camera_trouble(raw.K_px, raw.height, raw.width)
-    if trouble and not getattr(reader, "unusual_camera", False):
-        raise BadFrame("camera cannot be", trouble)
-    _check_depth(raw.depth, depth_metres(raw.depth, raw.K_px), reader, min_valid)
 
 
 def _check_depth(codes: DepthCodes, depth_m: np.ndarray, reader: Reader, min_valid: float) -> None:

@@ -27,18 +27,22 @@ from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Subset
 from flatdepth.data.loader import Sample, in_order, to_device
 from flatdepth.errors import UserError, expect_within
-from flatdepth.judge.metrics import image_metrics, percentile_interval, region_masks
+from flatdepth.judge.metrics import (
+    image_metrics,
+    percentile_interval,
+    region_masks,
+    scene_draws,
+)
 from flatdepth.judge.protocol import PROTOCOLS
 from flatdepth.judge.runs import Planned
 from flatdepth.judge.scoring import (
-    DEFAULT_SIZE,
-    Contender,
     Request,
     load_sample,
     look,
     open_contenders,
     open_pictures,
     open_subsets,
+    run_size,
 )
 from flatdepth.show.pictures import colour_depth, contact_sheet, depth_limits, write_atomic
 from flatdepth.types import METRICS
@@ -164,11 +168,12 @@ def judge_run(
     """
     request = _request(experiment, weights)
     contenders = open_contenders(request, device)
+    size = request.size or run_size(contenders)
     near, far = request.protocol.range_m
     rows: Rows = {}
     scene_of: dict[str, str] = {}
     for sample, partner in bench_frames(request):
-        seen = look([sample], request, contenders, _size(request, contenders), device)
+        seen = look([sample], request, contenders, size, device)
         masks = region_masks(seen.batch.region, seen.counted, flat_known=sample.is_labelled)
         if partner is not None:
             batch, _, _ = to_device([partner], device, depth_range_m=(near, far))
@@ -220,11 +225,6 @@ def _request(experiment: ExperimentConfig, weights: Path) -> Request:
     )
 
 
-def _size(request: Request, contenders: Sequence[Contender]) -> int:
-    run = contenders[0].run
-    return request.size or (min(run.data.height, run.data.width) if run else DEFAULT_SIZE)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A figure with its 95 % interval over scenes (None if there are fewer than two)."""
@@ -260,10 +260,8 @@ def outcomes(arms: Mapping[str, Sequence[Judged]]) -> dict[str, dict[str, Outcom
     scene_of = next(iter(arms.values()))[0].scene_of
     scenes = sorted(set(scene_of.values()))
     number = {scene: i for i, scene in enumerate(scenes)}
-    picks = np.random.default_rng(0).multinomial(
-        len(scenes), np.full(len(scenes), 1 / len(scenes)), size=DRAWS
-    )
-    weights = np.vstack([np.ones(len(scenes)), picks])  # the figure itself, then the draws
+    # the figure itself, then the draws
+    weights = np.vstack([np.ones(len(scenes)), scene_draws(len(scenes), DRAWS, seed=0)])
 
     def means(runs: Sequence[Judged], region: str) -> Float64[np.ndarray, " draws"]:
         sums = np.zeros((2, len(scenes)))
@@ -372,8 +370,9 @@ def picture_sheet(
     for path in weights.values():
         own = _request(experiment, path)
         contenders = open_contenders(own, device)
+        size = own.size or run_size(contenders)
         for row, place in zip(panels, chosen.tolist(), strict=True):
-            seen = look([samples[place]], own, contenders, _size(own, contenders), device)
+            seen = look([samples[place]], own, contenders, size, device)
             truth = torch.where(seen.batch.valid, seen.batch.depth_m, math.nan)[0, 0].cpu().numpy()
             low, high = depth_limits(truth, np.isfinite(truth))
             if not row:

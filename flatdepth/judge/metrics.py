@@ -378,9 +378,7 @@ def bootstrap_means(
     """
     keys, values = (part.numpy() for part in table.state())
     number = {scene: i for i, scene in enumerate(sorted(scenes))}
-    picks = np.random.default_rng(seed).multinomial(
-        len(number), np.full(len(number), 1 / len(number)), size=draws
-    )
+    picks = scene_draws(len(number), draws, seed)
     result: dict[str, dict[str, np.ndarray]] = {}
     for index, name in enumerate(REGIONS):
         rows = (keys[:, 1] == index) & (keys[:, 2] >= min_pixels)
@@ -399,6 +397,14 @@ def bootstrap_means(
         background = np.where(background > 0, background, np.nan)
         result["flat"]["illusion_gap"] = result["flat"]["abs_rel"] / background
     return result
+
+
+def scene_draws(scenes: int, draws: int, seed: int) -> Int64[np.ndarray, "draws scenes"]:
+    """How often each of the scenes is drawn when as many are drawn with replacement."""
+    picks: np.ndarray = np.random.default_rng(seed).multinomial(
+        scenes, np.full(scenes, 1 / scenes), size=draws
+    )
+    return picks
 
 
 def percentile_interval(

@@ -263,7 +263,7 @@ def judge(
         UserError: a checkpoint, set or option does not fit.
     """
     contenders = open_contenders(request, device)
-    size = request.size or _run_size(contenders)
+    size = request.size or run_size(contenders)
     expect_room(request.batch, size, device)
     if subsets is None:
         subsets = open_subsets(request.data, request.part)
@@ -415,7 +415,12 @@ def _trained_rows(contender: Contender, subset: Subset, places: Sequence[int]) -
     return len(rows & trained)
 
 
-def _run_size(contenders: Sequence[Contender]) -> int:
+def run_size(contenders: Sequence[Contender]) -> int:
+    """Shorter side of the input in the contenders' runs, in pixels; 518 where none is known.
+
+    Raises:
+        UserError: they differ.
+    """
     sizes = {c.source: min(c.run.data.height, c.run.data.width) for c in contenders if c.run}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{source}: {size}" for source, size in sizes.items())

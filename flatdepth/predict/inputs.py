@@ -31,7 +31,7 @@ from flatdepth.data.readers.files import (
     warn_of_unread,
 )
 from flatdepth.data.shards.codec import MAX_PIXELS
-from flatdepth.errors import BadFrame, UserError, printable
+from flatdepth.errors import BadFrame, UserError
 
 _ORIENTATION = 0x0112
 _EXIF_IFD = 0x8769
@@ -170,7 +170,7 @@ def _is_readable(path: Path) -> bool:
 
 def _unlisted(error: OSError) -> NoReturn:
     raise UserError(
-        f"{printable(error.filename)}: the folder cannot be read ({error.strerror}); make it "
+        f"{error.filename}: the folder cannot be read ({error.strerror}); make it "
         "readable, or name the folders beside it"
     ) from error
 

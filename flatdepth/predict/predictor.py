@@ -376,8 +376,7 @@ def plan_inputs(arguments: Sequence[str], out: Path, options: PredictOptions) ->
     if existing:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise UserError(
-            f"{printable(existing[0])}{more} would be overwritten; choose another --out or add "
-            "--overwrite"
+            f"{existing[0]}{more} would be overwritten; choose another --out or add --overwrite"
         )
     return inputs
 
@@ -478,9 +477,10 @@ def predict_files(
 
 def _unwritable(out: Path, error: OSError) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"no space left for {printable(out)}; free some, then add --overwrite")
-    where = printable(Path(error.filename or out))
-    return UserError(f"{where} cannot be written ({error.strerror}); choose another --out")
+        return UserError(f"no space left for {out}; free some, then add --overwrite")
+    return UserError(
+        f"{error.filename or out} cannot be written ({error.strerror}); choose another --out"
+    )
 
 
 def _saturation(result: Written, unit: PngUnit) -> str:

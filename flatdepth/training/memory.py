@@ -418,13 +418,15 @@ def expect_room(config: TrainConfig, device: torch.device) -> None:
     Raises:
         UserError: by the simulation it takes more than what is free.
     """
+    if device.type != "cpu":
+        return
     with torch.device("meta"):
         model = DepthAnythingV2(config.model.encoder, kind=config.model.kind)
     images = max(config.micro_batch, config.eval.batch)
     rough = images * config.data.height * config.data.width * ROUGH_BYTES_PER_PIXEL
     rough += sum(4 * parameter.nbytes for parameter in model.parameters())
     free = free_memory()
-    if device.type != "cpu" or rough < free / 4:
+    if rough < free / 4:
         return
     simulation = simulate(config)
     need = max(simulation.peak.total, *simulation.phase_peaks.values())
