@@ -1,7 +1,6 @@
 """Images for pictures and screens: paintings, generated pictures, renders of other scenes."""
 
 import io
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flatdepth.resources import demo_file
 from flatdepth.rooms.pictures import render_picture
 from flatdepth.show.pictures import write_atomic
 from render.looks import Looks
+
+ART = sorted((Path(__file__).parent / "art").glob("*.jpg"))
+"""Paintings and prints in the public domain (credits beside them), none of ``shards/demo_art``."""
 
 PAINTED, RENDERED = 48, 36
 """How many generated pictures and renders there are to draw from."""
@@ -40,7 +41,7 @@ class Pictures:
         )
         match kind:
             case "art":
-                file = self._art()[number % 5]
+                file = ART[number % len(ART)]
             case "paint":
                 file = self._made("paint", number % PAINTED, lambda k: render_picture(SEED, k)[0])
             case _:
@@ -55,19 +56,3 @@ class Pictures:
             Image.fromarray(make(number)).save(buffer, "PNG")
             write_atomic(file, buffer.getvalue())
         return file
-
-    def _art(self) -> list[Path]:
-        """The paintings and prints of ``shards/demo_art``, reduced."""
-        files: list[Path] = []
-        with tarfile.open(Path(demo_file("shards/demo_art"), "demo_art-000000.tar")) as tar:
-            for member in tar:
-                if not member.name.endswith(".json"):
-                    file = self.folder / f"art_{len(files)}.png"
-                    if not file.exists():
-                        image = Image.open(tar.extractfile(member) or io.BytesIO()).convert("RGB")
-                        image.thumbnail((640, 640))
-                        buffer = io.BytesIO()
-                        image.save(buffer, "PNG")
-                        write_atomic(file, buffer.getvalue())
-                    files.append(file)
-        return files
