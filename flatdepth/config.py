@@ -195,7 +195,8 @@ class LayoutShares:
     hung: float = 0.8
     """On a wall found in the depth; where no place is good the paste stands instead."""
     standing: float = 0.2
-    """A tilted board in front of everything it covers."""
+    """A tilted board in front of everything it covers. 0: nothing stands, and what finds no wall is
+    left out."""
     legacy: float = 0.0
     """A rotated rectangle of the image with the depth gradient of the earlier recipe, which is no
     plane; only for comparison."""
@@ -264,6 +265,8 @@ class PasteConfig:
     plane_tolerance: float = 0.02
     """Largest relative depth residual of a point that belongs to a wall; what is nearer than the
     paste by twice as much stays in front of it."""
+    depth_test: bool = True
+    """Whether things in front of a hung paste's wall hide it; false only for comparison."""
     depth_noise: float = 0.003
     """What 1/depth may deviate by besides, in 1/m: a Kinect's disparity step is about 0.003, which
     is 2 % at 7 m."""

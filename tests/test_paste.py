@@ -325,13 +325,19 @@ def test_nothing_is_hung_on_the_back_of_a_chair() -> None:
         assert all(one.layout != "hung" for one in plan(frame, identity, config))
 
 
-def test_what_is_nearer_than_a_hung_paste_stays_in_front() -> None:
+@pytest.mark.parametrize("depth_test", [True, False])
+def test_what_is_nearer_than_a_hung_paste_stays_in_front(depth_test: bool) -> None:
     frame = wall_frame(0, clutter=False, holes=False)
     wall = frame.depth_m.astype(np.float64)
     wall[:, 94:102] = 0.8
     frame = dataclasses.replace(frame, depth_m=wall.astype(np.float32))
     config = dataclasses.replace(
-        ALWAYS, layout=HUNG, max_pastes=1, area=(0.1, 0.2), content=MIRRORS
+        ALWAYS,
+        layout=HUNG,
+        max_pastes=1,
+        area=(0.1, 0.2),
+        content=MIRRORS,
+        depth_test=depth_test,
     )
     pole_crossed = 0
     for identity in range(40):
@@ -340,9 +346,13 @@ def test_what_is_nearer_than_a_hung_paste_stays_in_front() -> None:
             continue
         before, after = pasted([frame], [pastes])
         region = after.region[0, 0].numpy()
+        crosses = (region[:, 93] != 0) & (region[:, 102] != 0)
+        pole_crossed += bool(crosses.any())
+        if not depth_test:
+            assert (region[crosses, 94:102] != Region.BACKGROUND).all()
+            continue
         assert (region[:, 94:102] == Region.BACKGROUND).all()
         assert torch.equal(after.image[..., 94:102], before.image[..., 94:102])
-        pole_crossed += bool((region[:, 93] != 0).any() and (region[:, 102] != 0).any())
     assert pole_crossed >= 2
 
 
@@ -363,9 +373,10 @@ def test_nothing_is_hung_where_no_plane_is() -> None:
     frame = wall_frame(0)
     blobs = np.kron(rng.uniform(1.0, 4.0, (HEIGHT // 7, WIDTH // 7)), np.ones((7, 7)))
     frame = dataclasses.replace(frame, depth_m=blobs.astype(np.float32))
-    config = dataclasses.replace(ALWAYS, layout=HUNG)
     for identity in range(20):
-        assert all(one.layout != "hung" for one in plan(frame, identity, config))
+        assert not plan(frame, identity, dataclasses.replace(ALWAYS, layout=HUNG))
+        both = dataclasses.replace(ALWAYS, layout=LayoutShares(hung=1.0, standing=1e-9))
+        assert {one.layout for one in plan(frame, identity, both)} == {"standing"}
 
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 3.0, 1e-3, 1e4])

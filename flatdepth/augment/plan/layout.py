@@ -172,6 +172,8 @@ def _place(
         rectangle = hang(thin, walls, draws, config, form, scene.taken, depth_range_m)
         if rectangle is not None:
             return _Place(layout="hung", rectangle=rectangle)
+    if config.layout.standing == 0:
+        return None
     rectangle = stand(thin, walls, draws, config, form, scene.taken, scene.nearest, depth_range_m)
     return None if rectangle is None else _Place(layout="standing", rectangle=rectangle)
 
@@ -187,12 +189,13 @@ def _paste(
     sensor: tuple[float, float],
 ) -> Paste:
     hung = place.layout == "hung"
+    hidden = hung and config.depth_test
     noise = config.depth_noise * place.rectangle.centre[2]
     paste = Paste(
         kind=kind,
         layout=place.layout,
-        front=1 / (1 + 2 * config.plane_tolerance + noise) if hung else 0.0,
-        spread_px=_spread_px(thin) if hung else (0, 0),
+        front=1 / (1 + 2 * config.plane_tolerance + noise) if hidden else 0.0,
+        spread_px=_spread_px(thin) if hidden else (0, 0),
         rectangle=place.rectangle,
         look=draw_look(thin, draws, config, kind, form, place.rectangle, hung=hung, sensor=sensor),
         picture_px=(2, 2),
