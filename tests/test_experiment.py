@@ -23,7 +23,9 @@ from flatdepth.judge.experiment import (
     markdown,
     outcomes,
     planned,
+    ratio_plot,
     read_rows,
+    read_table,
 )
 from flatdepth.training.loop import train
 from flatdepth.types import METRICS
@@ -148,6 +150,9 @@ def test_an_experiment_trains_judges_and_goes_on(
     assert (folder / "results.md").read_text().strip() in shown
     with Image.open(folder / "pictures.png") as sheet:
         assert sheet.width > 4 * 256
+    table = read_table(folder / "experiment.json")
+    assert f"{markdown(table)}\n" == (folder / "results.md").read_text()
+    assert (folder / "ratios.svg").read_bytes() == ratio_plot(table)
     before = (folder / "experiment.json").read_bytes()
     launched.clear()
     tool.main([f"--config={path}"])
@@ -204,6 +209,8 @@ def test_means_seeds_and_ratios_are_those_of_a_slow_twin() -> None:
     ]
     low, high = table["b"]["flat"].mean.interval
     assert min(own) - 1e-12 <= low < high <= max(own) + 1e-12
+    drawn = ratio_plot(table).decode()
+    assert ">flat<" in drawn and ">b<" in drawn and "of a's" in drawn and ">clean<" not in drawn
     text = markdown(table)
     assert "| AbsRel | flat | wall | gap |" in text and " ± " in text
     assert not math.isnan(table["b"]["flat"].ratio.value)

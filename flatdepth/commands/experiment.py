@@ -5,8 +5,8 @@ flatdepth experiment --config FILE --accelerate "--num_processes 2"
 
 Every arm is trained with each seed, in RUNS/NAME/ARM-SEED, launched by accelerate, and judged on
 the frames of the bench by their region maps. The same command goes on after an interruption; what
-has finished is neither run nor judged again. At the end: a table, experiment.json, results.md and
-pictures.png in RUNS/NAME.
+has finished is neither run nor judged again. At the end: a table, experiment.json, results.md,
+ratios.svg, ratios_dark.svg and pictures.png in RUNS/NAME.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
         outcomes,
         picture_sheet,
         planned,
+        ratio_plot,
         read_rows,
         write_rows,
     )
@@ -64,6 +65,8 @@ def main(argv: list[str]) -> None:
     text = json.dumps(document, indent=1, allow_nan=False)
     write_atomic(folder / "experiment.json", text.encode())
     write_atomic(folder / "results.md", f"{markdown(table)}\n".encode())
+    for name, dark in (("ratios.svg", False), ("ratios_dark.svg", True)):
+        write_atomic(folder / name, ratio_plot(table, dark=dark))
     firsts = {arm: files[0] for arm, files in weights.items()}
     save_png(picture_sheet(experiment, firsts, device), folder / "pictures.png")
     print(f"\n{markdown(table)}\n")

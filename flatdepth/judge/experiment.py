@@ -17,9 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Float64
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from PIL import Image
 
 from flatdepth.cli import parse_config, versions
@@ -44,7 +48,14 @@ from flatdepth.judge.scoring import (
     open_subsets,
     run_size,
 )
-from flatdepth.show.pictures import colour_depth, contact_sheet, depth_limits, write_atomic
+from flatdepth.show.pictures import (
+    colour_depth,
+    contact_sheet,
+    depth_limits,
+    plot_style,
+    svg,
+    write_atomic,
+)
 from flatdepth.types import METRICS
 from flatdepth.untrusted import parse_json
 
@@ -53,6 +64,9 @@ KIND = "flatdepth experiment"
 PLAIN = "_plain"
 REGIONS = ("flat", "mirror", "art", "wall", "background", "frame", "decoy", "clean")
 """As elsewhere, and ``wall``: where a labelled frame is flat, in that without flat things."""
+
+PLOTTED = ("flat", "gap", "background", "clean", "decoy")
+_DOT = "#d55e00"
 
 MIN_PIXELS = 64
 _ABS_REL = list(METRICS).index("abs_rel")
@@ -339,6 +353,67 @@ def as_json(
             for arm, row in table.items()
         },
     }
+
+
+def read_table(path: Path) -> dict[str, dict[str, Outcome]]:
+    """The table of an experiment.json. Raises UserError if the file is none."""
+
+    def estimate(own: Mapping[str, Any]) -> Estimate:
+        low, high = own["interval"] or (math.nan, math.nan)
+        interval = None if own["interval"] is None else (float(low), float(high))
+        return Estimate(value=float(own["value"]), interval=interval)
+
+    try:
+        document = parse_json(path.read_bytes())
+        if (document["kind"], document["format"]) != (KIND, FORMAT):
+            raise ValueError(path)
+        return {
+            arm: {
+                region: Outcome(
+                    mean=estimate(own["mean"]),
+                    seeds=own["seeds"],
+                    ratio=estimate(own["ratio"]),
+                    frames=own["frames"],
+                )
+                for region, own in row.items()
+            }
+            for arm, row in document["table"].items()
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: expected the experiment.json of flatdepth experiment") from error
+
+
+def ratio_plot(table: Mapping[str, Mapping[str, Outcome]], *, dark: bool = False) -> bytes:
+    """AbsRel over that of the first arm, a panel per region, as an SVG file.
+
+    A dot per arm with its 95 % interval over scenes, on a logarithmic axis; left of 1 is better.
+    """
+    first, *others = table
+    names = [name for name in PLOTTED if name in table[first]]
+    with matplotlib.rc_context(plot_style(dark)):
+        layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.06, wspace=0.03)
+        figure = Figure(figsize=(2.0 + 1.9 * len(names), 1.0 + 0.26 * len(others)), layout=layout)
+        panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+        for axes, region in zip(panels, names, strict=True):
+            axes.axvline(1.0, color="#8c959f", linewidth=1.0, linestyle="--")
+            for place, arm in enumerate(others):
+                if region not in table[arm]:
+                    continue
+                ratio = table[arm][region].ratio
+                low, high = ratio.interval or (ratio.value, ratio.value)
+                axes.plot([low, high], [place, place], color=_DOT, linewidth=1.6, alpha=0.6)
+                axes.plot([ratio.value], [place], "o", color=_DOT, markersize=5)
+            axes.set_title(region)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.grid(axis="x")
+            axes.set_yticks(range(len(others)), others)
+            axes.tick_params(axis="y", length=0)
+        panels[0].invert_yaxis()
+        figure.supxlabel(f"AbsRel, of {first}'s", fontsize=9.5)
+        return svg(figure)
 
 
 def write_rows(judged: Judged, path: Path) -> None:
