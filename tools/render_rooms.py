@@ -1,14 +1,15 @@
 """Path-trace furnished rooms with exact depth, regions and camera: a developer's tool.
 
 python tools/render_rooms.py train --out RAW --scenes 0:800
-python tools/render_rooms.py bench --out RAW --scenes 0:120
+python tools/render_rooms.py streets --out RAW --scenes 0:200
+python tools/render_rooms.py bench --out BENCH --scenes 0:120
 
-``train`` rooms have nothing flat that shows something. ``bench`` has real mirrors, pictures and
-screens, and doorways and windows beside them, one scene in five a street. Needs the extra
-``render``. Frames that exist are kept, so that the same command goes on where it was stopped, and
-(kind, scene, view, seed) decide every frame whatever was rendered before. A frame is
+``train`` rooms and ``streets`` have nothing flat that shows something. ``bench`` has real mirrors,
+pictures and screens, and doorways and windows beside them, one scene in five a street. Needs the
+extra ``render``. Frames that exist are kept, so that the same command goes on where it was stopped,
+and (kind, scene, view, seed) decide every frame whatever was rendered before. A frame is
 
-    RAW/room_0001/0.jpg         the image
+    RAW/room_0001/0.jpg         the image (RAW/street_0001/0.jpg of ``streets``)
     RAW/room_0001/0.npy         float32 planar z in metres, +inf sky
     RAW/room_0001/0.region.png  0 background, 1 mirror, 2 picture, 3 frame, 5 screen, 6 opening
     RAW/room_0001/0.txt         fx fy cx cy, pixel centres at integers
@@ -44,7 +45,7 @@ FRAMES_PER_PROCESS = 50
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("kind", choices=("train", "bench"))
+    parser.add_argument("kind", choices=("train", "streets", "bench"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=scene_range, default=range(8), help="first:end")
     parser.add_argument("--views", type=number(1, 100), default=1, help="cameras per scene")
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--device", choices=devices, default="CPU", help="of Cycles")
     args = parser.parse_args()
     frames = [(scene, view) for scene in args.scenes for view in range(args.views)]
-    missing = [frame for frame in frames if not frame_file(args.out, *frame, ".jpg").exists()]
+    missing = [frame for frame in frames if not frame_file(args, *frame, ".jpg").exists()]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=FRAMES_PER_PROCESS) as child:
         for frame in with_progress(missing, len(frames)):
@@ -89,8 +90,9 @@ def with_progress(frames: list[tuple[int, int]], total: int) -> Iterator[tuple[i
         print(told, file=sys.stderr, flush=True)
 
 
-def frame_file(out: Path, scene: int, view: int, ending: str) -> Path:
-    return out / f"room_{scene:04d}" / f"{view}{ending}"
+def frame_file(args: argparse.Namespace, scene: int, view: int, ending: str) -> Path:
+    name = "street" if args.kind == "streets" else "room"
+    return args.out / f"{name}_{scene:04d}" / f"{view}{ending}"
 
 
 def render_frame(args: argparse.Namespace, scene: int, view: int) -> None:
@@ -114,7 +116,7 @@ def render_frame(args: argparse.Namespace, scene: int, view: int) -> None:
         files |= {".plain.npy": npy(depth_m), ".plain.jpg": encoded(image, "JPEG")}
     files[".jpg"] = encoded(frame.image, "JPEG")
     for ending, data in files.items():
-        write_atomic(frame_file(args.out, scene, view, ending), data)
+        write_atomic(frame_file(args, scene, view, ending), data)
 
 
 @contextmanager

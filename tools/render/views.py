@@ -15,7 +15,7 @@ from render.pictures import Pictures
 from render.stage import Camera, Patch, Stage
 from render.street import street
 
-KINDS = ("train", "bench", "picture")
+KINDS = ("train", "bench", "picture", "streets")
 
 PICTURE_SEED = 5
 
@@ -74,7 +74,7 @@ def make_frame(kind: str, scene: int, view: int, settings: Settings) -> Frame:
 def make_stage(kind: str, scene: int, numbers: list[int], settings: Settings) -> Stage:
     """The scene of the given random numbers. Every fifth of the bench, and every second one that
     pictures show, is a street."""
-    looks = Looks(np.random.default_rng([*numbers, 1]), kind != "train")
+    looks = Looks(np.random.default_rng([*numbers, 1]), kind in ("bench", "picture"))
     folder = settings.pictures
 
     def photograph(number: int) -> np.ndarray:
@@ -85,7 +85,8 @@ def make_stage(kind: str, scene: int, numbers: list[int], settings: Settings) ->
     def decorate(room: Room) -> None:
         add_flat_things(room, Pictures(folder, photograph), is_street)
 
-    is_street = scene % 5 == 4 if kind == "bench" else kind == "picture" and scene % 2 == 1
+    every = {"train": 0, "bench": 5, "picture": 2, "streets": 1}[kind]
+    is_street = every > 0 and scene % every == every - 1
     if is_street:
         room = street(looks)
         if kind == "bench":
