@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
+import flatdepth
 from flatdepth.commands import pack as tool
-from flatdepth.config import DataConfig, SetConfig, TrainConfig
+from flatdepth.config import DataConfig, EvalConfig, SetConfig, TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.loader import to_device, training_samples, validation_sample
 from flatdepth.data.pack import export, pack, verify
@@ -16,7 +18,10 @@ from flatdepth.data.readers.folder import FolderReader
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.geometry import View, view_region
+from flatdepth.judge.validation import evaluate
+from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.types import Region
+from tests.conftest import REPOSITORY, TinySets
 
 HEIGHT, WIDTH = 42, 56
 NUMBERS = {0: "background", 7: "mirror", 9: "art", 200: "decoy"}
@@ -119,11 +124,7 @@ def test_labelled_frames_are_judged_by_their_labels_and_trained_with_them(
     config = TrainConfig(data=data, batch=2, micro_batch=2)
     corpus = open_corpus(data)
     (held,) = corpus.val
-    assert held.is_labelled(0) and [corpus.train[0].is_labelled(i) for i in range(3)] == [
-        False,
-        True,
-        False,
-    ]
+    assert held.is_labelled and corpus.train[0].is_labelled
     cpu = torch.device("cpu")
     for pasted in (False, True):
         sample = validation_sample(corpus, config, held, 0, pasted=pasted)
@@ -137,3 +138,19 @@ def test_labelled_frames_are_judged_by_their_labels_and_trained_with_them(
     seen = [sample.is_labelled for _ in range(3) for sample in next(stream)]
     stream.close()
     assert any(seen) and not all(seen)
+
+
+def test_a_set_that_tells_what_is_flat_in_some_frames_is_judged_without_pastes(
+    labelled_set: Path, tiny_sets: TinySets
+) -> None:
+    data = DataConfig(
+        train=[SetConfig(path=str(tiny_sets.rooms))], val=[str(labelled_set)], height=28, width=42
+    )
+    config = TrainConfig(data=data, eval=EvalConfig(images=0, batch=3))
+    model = DepthAnythingV2("vitt", kind="metric").eval()
+    found = evaluate(model, open_corpus(data), config, Accelerator(cpu=True), title="")
+    assert {found.table[region]["images"] for region in ("flat", "background", "clean")} == {2}
+    weights = REPOSITORY / "shards" / "demo_vitt.safetensors"
+    verdict = flatdepth.evaluate(weights, labelled_set, paste_seed=1, size=28)
+    (table,) = verdict.domains[0].tables
+    assert {table[region]["abs_rel"].count for region in ("flat", "background", "clean")} == {2}

@@ -41,10 +41,11 @@ class Subset:
         """Read and decode the sample at a place of the subset."""
         return self.shards.frame(self.rows[place])
 
-    def is_labelled(self, place: int) -> bool:
-        """Whether the sample has a map of its flat things."""
+    @property
+    def is_labelled(self) -> bool:
+        """Whether samples have maps of their flat things. It is judged by these, without pastes."""
         regions = self.shards.index.members.get(REGION_EXT)
-        return regions is not None and bool(regions[self.rows[place], 0] >= 0)
+        return regions is not None and bool((regions[self.rows, 0] >= 0).any())
 
     def identity(self, place: int) -> int:
         """Number of the sample in the run: the same for the same config, whatever the split."""

@@ -221,7 +221,7 @@ def validation_sample(
 ) -> Sample:
     """The central view of a validation frame, clean or with the pastes of the validation seed.
 
-    Where its own flat things are labelled there are no pastes.
+    There are no pastes in a set whose own flat things are labelled.
     """
     frame = subset.frame(place)
     return pasted_sample(
@@ -229,7 +229,7 @@ def validation_sample(
         place,
         central_view(frame.depth_m.shape, config.data),
         Draws(config.eval.seed, 0, subset.identity(place)),
-        replace(config.paste, share=1.0 if pasted and frame.region is None else 0.0, stages=[]),
+        replace(config.paste, share=1.0 if pasted and not subset.is_labelled else 0.0, stages=[]),
         frame=frame,
         pictures=corpus.pictures,
         depth_range_m=(config.data.min_depth_m, config.model.max_depth_m),

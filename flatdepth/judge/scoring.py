@@ -271,7 +271,7 @@ def judge(
     places = [_places(len(subset), request.images) for subset in subsets]
     pasted = (False,) if request.paste_seed is None else (False, True)
     tasks_of = [
-        [(place, p) for place in chosen for p in pasted if not (p and subset.is_labelled(place))]
+        [(place, p) for place in chosen for p in pasted if not (p and subset.is_labelled)]
         for subset, chosen in zip(subsets, places, strict=True)
     ]
     total, done = sum(map(len, tasks_of)), 0
@@ -447,7 +447,7 @@ def load_sample(
 ) -> Sample:
     """A frame at its own resolution as the protocol looks at it, with pastes or without.
 
-    Where its own flat things are labelled there are no pastes.
+    There are no pastes in a set whose own flat things are labelled.
     """
     frame = subset.frame(place)
     return pasted_sample(
@@ -455,7 +455,7 @@ def load_sample(
         place,
         request.protocol.view(*frame.depth_m.shape),
         Draws(request.paste_seed or 0, 0, subset.identity(place)),
-        PasteConfig(share=1.0 if pasted and frame.region is None else 0.0),
+        PasteConfig(share=1.0 if pasted and not subset.is_labelled else 0.0),
         frame=frame,
         pictures=pictures,
         depth_range_m=request.protocol.range_m,

@@ -86,10 +86,9 @@ def evaluate(
     rounds = -(-len(places) // ranks)
     # Where places run out a rank repeats one and does not count it: with FSDP all ranks must call
     # the model equally often.
+    passes = (False,) if all(subset.is_labelled for subset in corpus.val) else (False, True)
     mine = [
-        (accelerator.process_index + ranks * i, pasted)
-        for i in range(rounds)
-        for pasted in (False, True)
+        (accelerator.process_index + ranks * i, pasted) for i in range(rounds) for pasted in passes
     ]
     table = RegionTable()
     rows: dict[int, _Row] = {}
@@ -100,6 +99,9 @@ def evaluate(
         subset, place = places[task[0] % len(places)]
         return validation_sample(corpus, config, corpus.val[subset], place, pasted=task[1])
 
+    def is_labelled(number: int) -> bool:
+        return corpus.val[places[number][0]].is_labelled
+
     samples = in_order(
         load, mine, threads=config.data.threads, ahead=EVAL_AHEAD * config.eval.batch
     )
@@ -109,7 +111,7 @@ def evaluate(
         batch, pred_m = predict_depth(model, chunk, config, accelerator)
         for position, (number, pasted) in enumerate(chunk_tasks):
             labelled = chunk[position].is_labelled
-            if number >= len(places) or (labelled and pasted):
+            if number >= len(places) or (pasted and is_labelled(number)):
                 continue
             one = slice(position, position + 1)
             _add(table, batch, pred_m, one, pasted or labelled, config)
