@@ -1,4 +1,4 @@
-"""What travels with the package: configurations, the demo network and the demo art."""
+"""What travels with the package: configurations, the demo network and the demo sets."""
 
 from pathlib import Path
 
@@ -9,7 +9,10 @@ ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 CONFIGS = ROOT / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
 
-DEMO = (Path("shards", "demo_vitt.safetensors"), Path("shards", "demo_art"))
+DEMO = tuple(
+    Path("shards", name)
+    for name in ("demo_vitt.safetensors", "demo_art", "rooms-train", "flatbench")
+)
 
 
 def config_file(name: str) -> str:

@@ -106,9 +106,14 @@ def test_a_demo_file_that_is_there_goes_before_the_packaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("shards/demo_art", "./shards/demo_art/", "shards/demo_vitt.safetensors"):
+    for name in (
+        "shards/demo_art",
+        "./shards/demo_art/",
+        "shards/demo_vitt.safetensors",
+        "shards/flatbench",
+    ):
         assert Path(demo_file(name)) == REPOSITORY / name
-    for name in ("shards/demo_rooms", "s3://shards/demo_art", "art/demo_art"):
+    for name in ("shards/demo_pictures", "s3://shards/demo_art", "art/demo_art"):
         assert demo_file(name) == name
     (tmp_path / "shards" / "demo_art").mkdir(parents=True)
     assert demo_file("shards/demo_art") == "shards/demo_art"
@@ -120,7 +125,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone = tmp_path_factory.mktemp("clone")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, clone)
-    for name in ("flatdepth", "configs", "shards/demo_art"):
+    for name in (
+        "flatdepth",
+        "configs",
+        "shards/demo_art",
+        "shards/rooms-train",
+        "shards/flatbench",
+    ):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, clone / name, ignore=ignore)
     shutil.copy(REPOSITORY / "shards" / "demo_vitt.safetensors", clone / "shards")
@@ -144,6 +155,8 @@ def test_a_wheel_holds_the_package_and_the_demo(installed: Path) -> None:
     assert {path.parts[0] for path in files(package / "shards", "*")} == {
         "demo_art",
         "demo_vitt.safetensors",
+        "flatbench",
+        "rooms-train",
     }
     assert (package / "py.typed").is_file()
     assert "flatdepth = flatdepth.__main__:main" in next(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from flatdepth.cli import parse_config
 from flatdepth.commands import experiment as tool
-from flatdepth.config import TrainConfig
+from flatdepth.config import LayoutShares, TrainConfig
 from flatdepth.data.pack import pack
 from flatdepth.data.readers.folder import FolderReader
 from flatdepth.errors import UserError
@@ -225,3 +226,15 @@ def test_the_example_of_the_docs_is_an_experiment(tmp_path: Path) -> None:
     assert names == [f"{arm}-{seed}" for arm in ("ours", "no_decoys") for seed in range(3)] + [
         "no_pastes-0"
     ]
+
+
+def test_the_experiment_of_the_docs_can_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    arms = planned(read(REPOSITORY / "configs" / "experiments" / "pastes.yaml"))
+    assert [len(runs) for runs in arms.values()] == [3, 3, 3] + [1] * 10
+    pastes = {arm: runs[0].config.paste for arm, runs in arms.items()}
+    ours = pastes["ours"]
+    assert ours == TrainConfig().paste and pastes["no_pastes"].share == 0
+    assert pastes["legacy"].layout == LayoutShares(hung=0, standing=0, legacy=1)
+    assert pastes["gradient_label"] == replace(ours, layout=pastes["legacy"].layout)
+    assert all(paste != ours for arm, paste in pastes.items() if arm != "ours")

@@ -330,9 +330,9 @@ def test_a_training_that_saves_saves_to_the_end(
 def test_demo_sets_being_packed_leave_no_process_behind(
     runs: dict[str, list[object]], tmp_path: Path
 ) -> None:
-    demo = tmp_path / "demo_rooms"
-    process = start([*runs["train"], "--data.train", f"[{{path: {demo}}}]"], tmp_path)
-    wait_for(lambda: any(demo.glob(".pack/rooms*.tmp")), process, tmp_path)
+    demo = tmp_path / "demo_pictures"
+    process = start([*runs["train"], "--data.art", f"[{demo}]"], tmp_path)
+    wait_for(lambda: any(demo.glob(".pack/pictures*.tmp")), process, tmp_path)
     group = children(process.pid or 0)
     assert len(group) > 1
     stop(process, signal.SIGTERM, tmp_path)

@@ -1,6 +1,6 @@
 """Kill a training at random instants, also while it saves, and compare what it becomes.
 
-flatdepth crash_test --trials 100 --out DIR                 a run of seconds on the demo rooms
+flatdepth crash_test --trials 100 --out DIR                 a run of seconds on the rendered rooms
 flatdepth crash_test --trials 20 --out DIR --config FILE    your own; take few steps
 
 Each trial is resumed to its end. Weights, losses and validations must equal those of a run that was

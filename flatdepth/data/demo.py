@@ -3,12 +3,9 @@
 from pathlib import Path
 
 from flatdepth.data.pack import pack
-from flatdepth.data.readers.rooms import PicturesReader, RoomsReader
+from flatdepth.data.readers.rooms import PicturesReader
 
-DEMO_SETS: dict[str, RoomsReader | PicturesReader] = {
-    "demo_rooms": RoomsReader(scenes=60, frames_per_scene=8),
-    "demo_pictures": PicturesReader(pictures=48),
-}
+DEMO_SETS = {"demo_pictures": PicturesReader(pictures=48)}
 
 DEMO_ART = ("shards/demo_art", "shards/demo_pictures")
 """The art of the quickstart."""

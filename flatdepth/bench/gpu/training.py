@@ -18,7 +18,7 @@ MARGIN = 0.75
 
 
 def training(settings: Settings) -> Iterator[Row]:
-    """ViT-S at 280 x 280 on the demo rooms; AbsRel on flat things and on what is around them."""
+    """ViT-S at 280 x 280 on the rendered rooms; AbsRel on flat things and around them."""
     end = time.monotonic() + settings.seconds
     steps = 4 if settings.dry else _affordable(settings, settings.seconds / 2)
     for name, share in (("with pastes", None), ("without pastes", 0.0)):
