@@ -23,7 +23,7 @@ from flatdepth.errors import BadFrame, UserError
 from flatdepth.judge.protocol import PROTOCOLS
 from flatdepth.judge.scoring import Part, Request, Verdict, judge
 from flatdepth.models.checkpoint import open_model
-from flatdepth.models.depth_anything import DepthAnythingV2, Kind
+from flatdepth.models.network import DepthNetwork, Kind
 from flatdepth.models.precision import best_device
 from flatdepth.predict.inputs import Photo, open_photo, upright
 from flatdepth.predict.outputs import Prediction
@@ -136,7 +136,7 @@ class Predictor:
         device: where it computes.
     """
 
-    model: DepthAnythingV2
+    model: DepthNetwork
     device: torch.device
 
     def predict(

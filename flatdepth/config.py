@@ -14,8 +14,8 @@ PATCH = 14
 MOST_SIDE = 294 * PATCH
 """Largest side of a network's input, in pixels."""
 
-ENCODERS = ["vitt", "vits", "vitb", "vitl", "vitg"]
-"""Names of ``models.depth_anything.ENCODERS``."""
+ENCODERS = ["vitt", "vits", "vitb", "vitl", "vitg", "lite0"]
+"""Keys of the ``ENCODERS`` of ``models.depth_anything`` and ``models.efficientnet``."""
 
 LOSSES: dict[str, Literal["metres", "shape"]] = {
     "silog": "metres",
@@ -382,7 +382,7 @@ class ModelConfig:
 
     encoder: str = "vits"
     """Size of Depth Anything V2: vits, vitb, vitl or vitg; vitt is a tiny one for the quickstart
-    and for tests."""
+    and for tests. lite0: EfficientNet-Lite0 with the same fusion head, for a CPU and few images."""
     kind: Literal["metric", "relative"] = "metric"
     """metric: depth in metres; relative: inverse depth up to scale and shift."""
     max_depth_m: float = 20.0
@@ -396,8 +396,8 @@ class ModelConfig:
     freeze: Literal["none", "encoder", "head"] = "none"
     """Which part is not trained."""
     frozen_blocks: int = 0
-    """Encoder blocks from the input on that are not trained; above 0 neither are the embeddings and
-    the class token."""
+    """Encoder blocks from the input on that are not trained; above 0 neither is what comes before
+    them, such as the embeddings and the class token."""
     checkpointing: Literal["none", "encoder", "encoder+head"] = "encoder"
     """Which activations are recomputed in the backward pass to save memory."""
     lora_rank: int = 0
@@ -415,6 +415,10 @@ class ModelConfig:
             frozen_blocks=(0, 40),
             lora_rank=(0, 1024),
             lora_alpha=(1e-3, 1e6),
+        )
+        _require(
+            not self.lora_rank or self.encoder.startswith("vit"),
+            f"model.lora_rank: adapters are for transformers, not for {self.encoder}; set it to 0",
         )
         _require(
             not self.lora_rank or (self.freeze != "encoder" and not self.frozen_blocks),

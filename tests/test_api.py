@@ -16,7 +16,8 @@ from flatdepth.errors import UserError
 from flatdepth.judge.protocol import PROTOCOLS
 from flatdepth.judge.scoring import Request, judge
 from flatdepth.models.checkpoint import save_weights
-from flatdepth.models.depth_anything import DepthAnythingV2, Kind
+from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.network import Kind
 from tests.conftest import TinySets
 
 DEMO = "shards/demo_vitt.safetensors"

@@ -17,7 +17,8 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from flatdepth.cli import run_command
 from flatdepth.models.checkpoint import open_model, save_weights
-from flatdepth.models.depth_anything import UNUSED, DepthAnythingV2, Kind
+from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.network import UNUSED, Kind
 from tests.conftest import REPOSITORY
 
 DEMO = REPOSITORY / "shards" / "demo_vitt.safetensors"
@@ -222,9 +223,10 @@ def test_targets_that_cannot_be_written(tool: Tool, store: Path, tmp_path: Path)
     refused(tool, "found a name that ends in .onnx", "export", store / "metric.pth", "a.onnx")
     save_weights(weights(max_depth_m=9.5), tmp_path / "half")
     half = tmp_path / "half.safetensors"
-    refused(tool, "transformers takes whole metres only, found 9.5", "export", half, tmp_path / "x")
+    said = "transformers takes Depth Anything V2 of whole metres only, found vitt of 9.5 m"
+    refused(tool, said, "export", half, tmp_path / "x")
     code, out, _ = tool("verify", half)
-    assert (code, "9.5: left out" in out) == (0, True)
+    assert (code, "whole metres only: left out" in out) == (0, True)
     refused(tool, "holds no config.yaml", "export", half, tmp_path / "y.pth", "--run", tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.json", "half.pth", half.name]
 

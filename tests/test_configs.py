@@ -11,8 +11,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.models import depth_anything
-from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, freeze
+from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2
 from flatdepth.models.lora import add_lora
+from flatdepth.models.network import freeze
 from flatdepth.training.launch import share_out
 from flatdepth.training.optim import make_optimizer
 from tests.conftest import REPOSITORY

@@ -15,14 +15,12 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 from flatdepth.errors import UserError
 from flatdepth.models.depth_anything import (
     ENCODERS,
-    UNUSED,
     DepthAnythingV2,
     EncoderSpec,
-    freeze,
-    parameter_groups,
     resize_position_embedding,
 )
 from flatdepth.models.huggingface import to_huggingface
+from flatdepth.models.network import UNUSED, freeze, parameter_groups
 
 SMALL = EncoderSpec(
     embed_dim=48, depth=5, heads=3, taken=(0, 2, 3, 4), features=16, out_channels=(8, 12, 20, 24)

@@ -24,7 +24,8 @@ from flatdepth.judge.metrics import image_metrics, region_masks
 from flatdepth.judge.protocol import PROTOCOLS
 from flatdepth.judge.scoring import Request, load_sample, open_pictures, open_subsets, paste_owner
 from flatdepth.models.checkpoint import save_weights
-from flatdepth.models.depth_anything import DepthAnythingV2, Kind
+from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.network import Kind
 from flatdepth.types import METRICS, Batch, Region
 from tests.conftest import REPOSITORY, TinySets
 

@@ -25,7 +25,7 @@ from flatdepth.data.shards.codec import decode_frame
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
 from flatdepth.judge.metrics import FORMULAS, RegionTable, image_metrics
-from flatdepth.models import depth_anything
+from flatdepth.models import depth_anything, efficientnet
 from flatdepth.models.checkpoint import open_model, save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.training import losses
@@ -63,7 +63,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
 
 
 def test_the_names_in_the_config_have_something_behind_them() -> None:
-    assert list(depth_anything.ENCODERS) == config.ENCODERS
+    assert [*depth_anything.ENCODERS, *efficientnet.ENCODERS] == config.ENCODERS
     assert list(config.LOSSES) == list(losses.LOSSES)
     assert list(METRICS) == list(FORMULAS)
     assert set(asdict(ContentShares())) == set(CONTENTS)

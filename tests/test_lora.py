@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import UNUSED, DepthAnythingV2, freeze
+from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.models.lora import add_lora, merged
+from flatdepth.models.network import UNUSED, freeze
 
 
 def network() -> DepthAnythingV2:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from flatdepth.config import OptimConfig
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import DepthAnythingV2, freeze
+from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.network import freeze
 from flatdepth.training.optim import make_optimizer
 
 CPU = torch.device("cpu")

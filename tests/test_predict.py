@@ -21,7 +21,8 @@ from torch import Tensor
 
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import save_weights
-from flatdepth.models.depth_anything import DepthAnythingV2, Kind
+from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.network import Kind
 from flatdepth.predict.outputs import PngUnit, Prediction, depth_codes
 from flatdepth.predict.predictor import (
     MOST_ASPECT,

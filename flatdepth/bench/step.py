@@ -131,7 +131,7 @@ def measure_steps(
     with device:
         model = build_bare_model(config)
     if compile_with is not None:
-        for module in (*model.pretrained.blocks, model.depth_head):
+        for module in (*model.blocks, model.depth_head):
             module.compile(backend=compile_with, dynamic=False)
     optimizer = make_optimizer(model, config.optim, device)
     ema = Ema(model, config.optim.ema)

@@ -19,9 +19,9 @@ from flatdepth.cli import Parser, as_called, called, number
 from flatdepth.config import MAX_DEPTH_M
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import LoadReport, WeightFile, model_of, open_model, read_weights
-from flatdepth.models.depth_anything import DepthAnythingV2, Kind
 from flatdepth.models.export import export_weights, largest_difference
 from flatdepth.models.huggingface import takes
+from flatdepth.models.network import DepthNetwork, Kind
 from flatdepth.models.surgery import (
     blend,
     blended_metadata,
@@ -164,7 +164,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             if takes(model):
                 names.append("transformers layout")
             else:
-                print(f"transformers takes whole metres only, not {model.max_depth_m}: left out")
+                print("transformers takes Depth Anything V2 of whole metres only: left out")
             found = {name: export_weights(model, Path(folder) / name) for name in names}
     for name, difference in found.items():
         verdict = "equal" if difference <= arguments.tolerance else "NOT equal"
@@ -172,15 +172,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     return int(not all(difference <= arguments.tolerance for difference in found.values()))
 
 
-def _open(source: str, arguments: argparse.Namespace) -> tuple[DepthAnythingV2, LoadReport]:
+def _open(source: str, arguments: argparse.Namespace) -> tuple[DepthNetwork, LoadReport]:
     model, report = open_model(source, kind=arguments.kind, max_depth_m=arguments.max_depth_m)
     print(report)
     return model, report
 
 
-def _model_like(
-    file: WeightFile, other: WeightFile, arguments: argparse.Namespace
-) -> DepthAnythingV2:
+def _model_like(file: WeightFile, other: WeightFile, arguments: argparse.Namespace) -> DepthNetwork:
     """The model of a file that may leave it to another to say what it is."""
     said = {**(other.metadata or {}), **(file.metadata or {})}
     kind = cast(Kind | None, arguments.kind or said.get("kind"))
@@ -190,7 +188,7 @@ def _model_like(
     return model
 
 
-def _write(model: DepthAnythingV2, target: Path, extra: dict[str, str], run: Path | None) -> None:
+def _write(model: DepthNetwork, target: Path, extra: dict[str, str], run: Path | None) -> None:
     difference = export_weights(model, target, extra=extra, run=run)
     print(f"wrote {target}; read again, its largest difference is {difference:g} {model.units}")
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 from hashlib import sha256
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 from PIL import Image
 
 from flatdepth.augment.draw.content import PICTURE_CACHE, reduced
@@ -42,10 +42,15 @@ class Subset:
         return self.shards.frame(self.rows[place])
 
     @property
-    def is_labelled(self) -> bool:
-        """Whether samples have maps of their flat things. It is judged by these, without pastes."""
+    def labelled(self) -> Bool[np.ndarray, " n"]:
+        """Which samples have a map of their own flat things."""
         regions = self.shards.index.members.get(REGION_EXT)
-        return regions is not None and bool((regions[self.rows, 0] >= 0).any())
+        return np.zeros(len(self), bool) if regions is None else regions[self.rows, 0] >= 0
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any sample has one. The set is judged by these then, without pastes."""
+        return bool(self.labelled.any())
 
     def identity(self, place: int) -> int:
         """Number of the sample in the run: the same for the same config, whatever the split."""

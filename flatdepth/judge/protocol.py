@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flatdepth.errors import UserError
 from flatdepth.geometry import View
-from flatdepth.models.depth_anything import PATCH, Kind
+from flatdepth.models.network import PATCH, Kind
 
 Alignment = Literal["metric", "median", "scale", "scale-shift-depth", "scale-shift-inverse"]
 Fit = Literal["least-squares", "robust"]

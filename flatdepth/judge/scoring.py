@@ -58,7 +58,7 @@ from flatdepth.judge.protocol import (
     upsample,
 )
 from flatdepth.models.checkpoint import open_model
-from flatdepth.models.depth_anything import PATCH, DepthAnythingV2, Kind
+from flatdepth.models.network import PATCH, DepthNetwork, Kind
 from flatdepth.models.precision import expect_room
 from flatdepth.types import METRICS, Batch, Region
 
@@ -145,7 +145,7 @@ class Contender:
 
     label: str
     source: str
-    model: DepthAnythingV2
+    model: DepthNetwork
     alignment: Alignment
     trained_on: frozenset[str] | None
     run: TrainConfig | None

@@ -6,7 +6,7 @@ and only per-image rows are gathered, so the figures depend neither on the numbe
 the batch size.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from flatdepth.data.frames import Corpus
 from flatdepth.data.loader import EVAL_AHEAD, Sample, in_order, to_device, validation_sample
 from flatdepth.judge.metrics import RegionTable, image_metrics, region_masks
 from flatdepth.judge.protocol import align_inverse_depth
-from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.network import DepthNetwork
 from flatdepth.models.precision import autocast
 from flatdepth.show.pictures import (
     colour_depth,
@@ -65,7 +65,7 @@ def protocol(config: TrainConfig) -> str:
 
 @torch.no_grad()
 def evaluate(
-    model: DepthAnythingV2,
+    model: DepthNetwork,
     corpus: Corpus,
     config: TrainConfig,
     accelerator: Accelerator,
@@ -81,7 +81,7 @@ def evaluate(
         check: called after every batch, by all ranks; what it raises ends the validation.
     """
     places = corpus.val_places(config.eval.images)
-    shown = set(np.linspace(0, len(places) - 1, config.eval.pictures).round().astype(int).tolist())
+    shown = _shown(places, corpus, config.eval.pictures)
     ranks = accelerator.num_processes
     rounds = -(-len(places) // ranks)
     # Where places run out a rank repeats one and does not count it: with FSDP all ranks must call
@@ -127,7 +127,7 @@ def evaluate(
 
 
 def predict_depth(
-    model: DepthAnythingV2, samples: list[Sample], config: TrainConfig, accelerator: Accelerator
+    model: DepthNetwork, samples: list[Sample], config: TrainConfig, accelerator: Accelerator
 ) -> tuple[Batch, Float[Tensor, "b 1 h w"]]:
     """The pasted batch and the depth in metres that the model says, aligned if it is relative."""
     depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
@@ -143,6 +143,18 @@ def predict_depth(
     if model.kind == "relative":
         prediction = align_inverse_depth(prediction, batch.depth_m, batch.valid, depth_range_m)
     return batch, prediction
+
+
+def _shown(places: Sequence[tuple[int, int]], corpus: Corpus, most: int) -> set[int]:
+    """Numbers of the places on the contact sheet: evenly spaced among those with flat things."""
+    labelled = [subset.labelled for subset in corpus.val]
+    with_flat = [
+        number
+        for number, (subset, place) in enumerate(places)
+        if labelled[subset][place] or not labelled[subset].any()
+    ]
+    chosen = np.linspace(0, len(with_flat) - 1, min(most, len(with_flat))).round().astype(int)
+    return {with_flat[i] for i in chosen.tolist()}
 
 
 def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:

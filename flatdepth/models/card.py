@@ -231,6 +231,8 @@ def _licence(encoder: str, run: RunRecord | None) -> tuple[str, str]:
     own_start = run is not None and run.config["model"]["checkpoint"] is None
     if encoder == "vitt" or own_start:
         return "apache-2.0", "Not derived from official weights; Apache-2.0, as flatdepth."
+    if encoder == "lite0":
+        return "apache-2.0", "Derived from EfficientNet-Lite's weights, which are Apache-2.0."
     name = f"The official Depth Anything V2 {_NAMES[encoder]} weights are"
     if encoder == "vits":
         return "apache-2.0", f"{name} Apache-2.0, and so are weights derived from them."

@@ -30,7 +30,8 @@ from torch import Tensor
 
 import flatdepth
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2, Kind
+from flatdepth.models.depth_anything import ENCODERS
+from flatdepth.models.efficientnet import from_efficientnet, is_efficientnet, is_lite
 from flatdepth.models.huggingface import (
     CONFIG,
     MODEL_TYPE,
@@ -39,6 +40,8 @@ from flatdepth.models.huggingface import (
     is_huggingface,
     read_config,
 )
+from flatdepth.models.network import DepthNetwork, Kind
+from flatdepth.models.networks import make_network
 from flatdepth.models.probe import check_weights, likely_kind
 from flatdepth.models.unwrap import listed, unwrap
 from flatdepth.resources import demo_file
@@ -97,7 +100,9 @@ class WeightFile:
 
     @property
     def encoder(self) -> str | None:
-        """The key of ``ENCODERS`` that has this size; None if there is none."""
+        """The encoder's name; None if there is none or none of that size."""
+        if is_lite(self.tensors):
+            return "lite0"
         sizes = {(spec.embed_dim, spec.depth): name for name, spec in ENCODERS.items()}
         return None if self.size is None else sizes.get(self.size)
 
@@ -177,7 +182,7 @@ def read_weights(source: str) -> WeightFile:
 
 
 def load_weights(
-    model: DepthAnythingV2, source: str, *, head: Literal["keep", "fresh"] = "keep"
+    model: DepthNetwork, source: str, *, head: Literal["keep", "fresh"] = "keep"
 ) -> LoadReport:
     """Load weights into ``model``, every tensor or none.
 
@@ -196,7 +201,7 @@ def load_weights(
 
 def open_model(
     source: str, *, kind: Kind | None = None, max_depth_m: float | None = None
-) -> tuple[DepthAnythingV2, LoadReport]:
+) -> tuple[DepthNetwork, LoadReport]:
     """The model that a file holds, in evaluation mode, and how it was loaded.
 
     Args:
@@ -212,7 +217,7 @@ def open_model(
 
 def model_of(
     weights: WeightFile, *, kind: Kind | None = None, max_depth_m: float | None = None
-) -> tuple[DepthAnythingV2, LoadReport]:
+) -> tuple[DepthNetwork, LoadReport]:
     """``open_model`` for a file that has been read."""
     source, said = weights.source, weights.metadata or {}
     if weights.encoder is None:
@@ -243,7 +248,7 @@ def model_of(
             "--kind relative"
         )
     if chosen == "relative":
-        model = DepthAnythingV2(weights.encoder, kind="relative")
+        model = make_network(weights.encoder, kind="relative")
     elif max_depth_m is None and "max_depth_m" not in said:
         raise UserError(
             f"{source} does not say its maximum depth; give --max_depth_m, which is 20 for the "
@@ -251,7 +256,7 @@ def model_of(
         )
     else:
         far = float(said["max_depth_m"]) if max_depth_m is None else max_depth_m
-        model = DepthAnythingV2(weights.encoder, kind="metric", max_depth_m=far)
+        model = make_network(weights.encoder, kind="metric", max_depth_m=far)
     return model.eval(), _load(model, weights, "keep")
 
 
@@ -263,15 +268,13 @@ def guess_kind(weights: WeightFile) -> Kind | None:
     """
     if weights.encoder is None or not weights.has_head:
         return None
-    model = DepthAnythingV2(weights.encoder, kind="relative")
+    model = make_network(weights.encoder, kind="relative")
     _check_tensors(model, weights, model.state_dict(), weights.tensors)
     model.load_state_dict({name: t.float() for name, t in weights.tensors.items()})
     return likely_kind(model)
 
 
-def _load(
-    model: DepthAnythingV2, weights: WeightFile, head: Literal["keep", "fresh"]
-) -> LoadReport:
+def _load(model: DepthNetwork, weights: WeightFile, head: Literal["keep", "fresh"]) -> LoadReport:
     doubts = _check_metadata(model, weights, head)
     expected = model.state_dict()
     fresh = tuple(name for name in expected if head == "fresh" and name.startswith(HEAD))
@@ -302,7 +305,7 @@ def _load(
 
 
 def save_weights(
-    model: DepthAnythingV2,
+    model: DepthNetwork,
     stem: Path,
     *,
     extra: Mapping[str, str] | None = None,
@@ -544,6 +547,9 @@ def _read_file(path: Path, source: str) -> object:
 
 def _as_official_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Name the tensors as the official checkpoints do, where their layout is known."""
+    if is_efficientnet(tensors):
+        own = {ENCODER + name: t for name, t in from_efficientnet(tensors).items()}
+        return own, ["renamed the tensors from the names of EfficientNet-Lite, norms in scales"]
     if is_huggingface(tensors):
         return from_huggingface(tensors), ["renamed the tensors from the layout of transformers"]
     if "patch_embed.proj.weight" in tensors:
@@ -553,7 +559,7 @@ def _as_official_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
 
 
 def _check_metadata(
-    model: DepthAnythingV2, weights: WeightFile, head: Literal["keep", "fresh"]
+    model: DepthNetwork, weights: WeightFile, head: Literal["keep", "fresh"]
 ) -> tuple[str, ...]:
     """Hold what a file says against the model; what only its name says is doubted, not refused."""
     described, metadata = describe(model), weights.metadata or {}
@@ -584,7 +590,7 @@ _CONSEQUENCES = {
 }
 
 
-def describe(model: DepthAnythingV2, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def describe(model: DepthNetwork, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The metadata that tells files of the same tensors apart, and ``extra``.
 
     Raises:
@@ -605,25 +611,28 @@ def describe(model: DepthAnythingV2, extra: Mapping[str, str] | None = None) -> 
     return {**described, **extra}
 
 
-def plain_state(model: DepthAnythingV2) -> dict[str, Tensor]:
+def plain_state(model: DepthNetwork) -> dict[str, Tensor]:
     """The state dict as it is written: on the CPU, contiguous, without gradients."""
     return {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
 
 
-def _check_encoder(model: DepthAnythingV2, weights: WeightFile) -> None:
+def _check_encoder(model: DepthNetwork, weights: WeightFile) -> None:
     """Explain an encoder of another size before its hundreds of tensors are compared."""
-    spec = ENCODERS[model.encoder]
-    if weights.size not in (None, (spec.embed_dim, spec.depth)):
-        like, (width, depth) = weights.encoder, weights.size
-        raise UserError(
-            f"{weights.source}: expected encoder {model.encoder} (width {spec.embed_dim}, "
-            f"{spec.depth} blocks), found {like or 'one of no known size'} (width {width}, {depth} "
-            f"blocks); {f'set encoder to {like}' if like else 'take another file'}"
-        )
+    like, size = weights.encoder, weights.size
+    if like == model.encoder or (like is None and size is None):
+        return
+    spec = ENCODERS.get(model.encoder)
+    wanted = f" (width {spec.embed_dim}, {spec.depth} blocks)" if spec else ""
+    found = f" (width {size[0]}, {size[1]} blocks)" if size else ""
+    raise UserError(
+        f"{weights.source}: expected encoder {model.encoder}{wanted}, found "
+        f"{like or 'one of no known size'}{found}; "
+        f"{f'set encoder to {like}' if like else 'take another file'}"
+    )
 
 
 def _check_tensors(
-    model: DepthAnythingV2,
+    model: DepthNetwork,
     weights: WeightFile,
     wanted: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],

@@ -8,37 +8,19 @@ Shapes: b batch, n tokens, d embedding width, h and w pixels, rows and cols patc
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from flatdepth.config import MAX_DEPTH_M
-from flatdepth.errors import UserError, expect_within
+from flatdepth.errors import UserError
+from flatdepth.models.network import PATCH, Checkpointing, DepthNetwork, Kind, call
 
-PATCH = 14
 GRID = 37
 """Patches along each side of the position embedding: training pictures were 518 pixels wide."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Kind = Literal["metric", "relative"]
-Checkpointing = Literal["none", "encoder", "encoder+head"]
-
-UNUSED = (
-    "pretrained.mask_token",
-    "depth_head.scratch.refinenet4.resConfUnit1.conv1.weight",
-    "depth_head.scratch.refinenet4.resConfUnit1.conv1.bias",
-    "depth_head.scratch.refinenet4.resConfUnit1.conv2.weight",
-    "depth_head.scratch.refinenet4.resConfUnit1.conv2.bias",
-)
-"""Tensors of the official checkpoints that no forward pass reads, so they never get a gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,15 +92,12 @@ ENCODERS = {
 """The four official sizes, and ``vitt``: ours, trained from scratch for quickstarts on a CPU."""
 
 
-class DepthAnythingV2(nn.Module):
+class DepthAnythingV2(DepthNetwork):
     """Depth Anything V2.
 
     Args:
         encoder: a key of ``ENCODERS``.
-        kind: ``"metric"`` predicts planar z in metres, ``"relative"`` inverse depth up to an
-            unknown scale and shift. Both have the same tensors.
-        max_depth_m: the metric prediction is ``max_depth_m * sigmoid(logit)``; it belongs to the
-            weights (20 for the official indoor files, 80 for outdoor). Unused when relative.
+        kind, max_depth_m: as in ``DepthNetwork``. Both kinds have the same tensors.
         checkpointing: which activations are recomputed in the backward pass instead of kept: those
             inside each transformer block, and those of the head's five parts too.
 
@@ -126,8 +105,7 @@ class DepthAnythingV2(nn.Module):
         UserError: the encoder's name is unknown or ``max_depth_m`` is not positive.
     """
 
-    image_mean: Tensor
-    image_std: Tensor
+    stem = ("cls_token", "pos_embed", "patch_embed.")
 
     def __init__(
         self,
@@ -137,49 +115,20 @@ class DepthAnythingV2(nn.Module):
         max_depth_m: float = 20.0,
         checkpointing: Checkpointing = "none",
     ) -> None:
-        super().__init__()
         if encoder not in ENCODERS:
             raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}, found {encoder!r}")
-        expect_within("max_depth_m", max_depth_m, *MAX_DEPTH_M)
-        self.encoder = encoder
-        self.kind: Kind = kind
-        self.max_depth_m = float(max_depth_m)
         spec = ENCODERS[encoder]
-        self.pretrained = DinoV2(spec, recompute=checkpointing != "none")
-        self.depth_head = DPTHead(spec, recompute=checkpointing == "encoder+head")
-        if kind == "relative":
-            # A ReLU that starts at 0 or below passes no gradient.
-            nn.init.ones_(self.get_parameter("depth_head.scratch.output_conv2.2.bias"))
-        # Not persistent: the official checkpoints do not hold them.
-        for name, value in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
-        freeze(self, "none")
+        super().__init__(
+            encoder,
+            DinoV2(spec, recompute=checkpointing != "none"),
+            DPTHead(spec, recompute=checkpointing == "encoder+head"),
+            kind=kind,
+            max_depth_m=max_depth_m,
+        )
 
-    @property
-    def units(self) -> Literal["m", "1/depth"]:
-        """What a prediction is: metres, or inverse depth up to scale and shift."""
-        return "m" if self.kind == "metric" else "1/depth"
-
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """Predict one value per pixel, at the pixels' own centres.
-
-        Args:
-            image: sRGB in 0..1, h and w multiples of 14; ImageNet normalisation happens here.
-
-        Returns:
-            float32 whatever autocast does: metres in (0, max_depth_m), or inverse depth >= 0.
-
-        Raises:
-            ValueError: h or w is not a positive multiple of 14.
-        """
-        height, width = image.shape[-2:]
-        if not height or not width or height % PATCH or width % PATCH:
-            raise ValueError(f"image is {height}x{width}; both sides must be multiples of {PATCH}")
-        grid = (height // PATCH, width // PATCH)
-        taken = self.pretrained((image.float() - self.image_mean) / self.image_std)
-        # In half precision a sigmoid is exactly 0 below a logit of -18, and its logarithm -inf.
-        logits = self.depth_head(taken, grid).float()
-        return logits.sigmoid() * self.max_depth_m if self.kind == "metric" else logits.relu()
+    def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+        grid = (image.shape[-2] // PATCH, image.shape[-1] // PATCH)
+        return self.depth_head(self.pretrained(image), grid)
 
 
 class DinoV2(nn.Module):
@@ -210,7 +159,7 @@ class DinoV2(nn.Module):
         x = x + resize_position_embedding(self.pos_embed, grid)
         taken = []
         for index, block in enumerate(self.blocks):
-            x = _call(block, x, recompute=self.recompute)
+            x = call(block, x, recompute=self.recompute)
             if index in self.taken:
                 taken.append(self.norm(x)[:, 1:])
         return taken
@@ -331,7 +280,7 @@ class DPTHead(nn.Module):
         self.resize_layers = nn.ModuleList(
             (_upsample(c1, 4), _upsample(c2, 2), nn.Identity(), _conv(c4, c4, 3, stride=2))
         )
-        self.scratch = Scratch(spec)
+        self.scratch = Scratch(spec.out_channels, spec.features)
 
     def forward(
         self, taken: Sequence[Float[Tensor, "b n d"]], grid: tuple[int, int]
@@ -343,8 +292,8 @@ class DPTHead(nn.Module):
             zoom = 2 ** (4 - level)
             size = (zoom * rows, zoom * cols)
             tokens = taken[level - 1]
-            path = _call(self._fuse, level, tokens, grid, path, size, recompute=self.recompute)
-        return _call(self._output, path, grid, recompute=self.recompute)
+            path = call(self._fuse, level, tokens, grid, path, size, recompute=self.recompute)
+        return call(self._output, path, grid, recompute=self.recompute)
 
     def _fuse(
         self,
@@ -363,16 +312,21 @@ class DPTHead(nn.Module):
         self, path: Float[Tensor, "b c h w"], grid: tuple[int, int]
     ) -> Float[Tensor, "b 1 h2 w2"]:
         x = self.scratch.output_conv1(path)
-        return self.scratch.output_conv2(_resize(x, (PATCH * grid[0], PATCH * grid[1])))
+        return self.scratch.output_conv2(resize(x, (PATCH * grid[0], PATCH * grid[1])))
 
 
 class Scratch(nn.Module):
-    """The head's layers below ``depth_head.scratch``; ``DPTHead`` says how they are used."""
+    """The head's layers below ``depth_head.scratch``; ``DPTHead`` says how they are used.
 
-    def __init__(self, spec: EncoderSpec) -> None:
+    Args:
+        out_channels: of the four levels, fine to coarse.
+        features: channels of the fusion path.
+    """
+
+    def __init__(self, out_channels: Sequence[int], features: int) -> None:
         super().__init__()
-        c = spec.features
-        for level, channels in enumerate(spec.out_channels, start=1):
+        c = features
+        for level, channels in enumerate(out_channels, start=1):
             self.add_module(f"layer{level}_rn", _conv(channels, c, 3, bias=False))
         for level in (1, 2, 3, 4):
             self.add_module(f"refinenet{level}", Fusion(c))
@@ -401,7 +355,7 @@ class Fusion(nn.Module):
         x = level if path is None else path + self.resConfUnit1(level)
         # The official order is resize, then out_conv. A 1 x 1 convolution commutes with weights
         # that sum to 1, and before the resize it works on a quarter of the pixels.
-        return _resize(self.out_conv(self.resConfUnit2(x)), size)
+        return resize(self.out_conv(self.resConfUnit2(x)), size)
 
 
 class ResidualConv(nn.Module):
@@ -416,77 +370,7 @@ class ResidualConv(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
-def freeze(
-    model: DepthAnythingV2, what: Literal["none", "encoder", "head"], first_blocks: int = 0
-) -> None:
-    """Set which parameters train; replaces what an earlier call set.
-
-    The tensors that no forward pass reads (``UNUSED``) are always frozen.
-
-    Args:
-        what: the part to freeze.
-        first_blocks: freezes the patch and position embedding, the class token and that many
-            transformer blocks as well; 0 freezes none of them.
-
-    Raises:
-        UserError: ``first_blocks`` is negative or more than the encoder has.
-    """
-    depth = len(model.pretrained.blocks)
-    if not 0 <= first_blocks <= depth:
-        raise UserError(
-            f"model.frozen_blocks: expected 0 to {depth} for {model.encoder}, found {first_blocks}"
-        )
-    prefixes: tuple[str, ...] = ()
-    if what != "none":
-        prefixes += ({"encoder": "pretrained.", "head": "depth_head."}[what],)
-    if first_blocks:
-        stem = ("cls_token", "pos_embed", "patch_embed.")
-        blocks = tuple(f"blocks.{index}." for index in range(first_blocks))
-        prefixes += tuple(f"pretrained.{name}" for name in stem + blocks)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in UNUSED and not name.startswith(prefixes))
-
-
-def parameter_groups(
-    model: DepthAnythingV2, lr: float, head_lr_factor: float, weight_decay: float
-) -> list[dict[str, object]]:
-    """The trainable parameters as groups for AdamW, in a fixed order.
-
-    The head learns at ``lr * head_lr_factor``. Biases, norms, layer scales, the position embedding
-    and the class token do not decay.
-
-    Returns:
-        One dict per non-empty group with ``name``, ``params``, ``lr`` and ``weight_decay``.
-    """
-    groups: list[dict[str, object]] = []
-    for part, module, part_lr in (
-        ("encoder", model.pretrained, lr),
-        ("head", model.depth_head, lr * head_lr_factor),
-    ):
-        trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        still = [(name, p) for name, p in trainable if _never_decays(name, p)]
-        decaying = [(name, p) for name, p in trainable if not _never_decays(name, p)]
-        for suffix, members, decay in (("", decaying, weight_decay), (" no decay", still, 0.0)):
-            if members:
-                params = [p for _, p in members]
-                group = {"name": part + suffix, "params": params, "lr": part_lr}
-                groups.append({**group, "weight_decay": decay})
-    return groups
-
-
-def _never_decays(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim == 1 or name in ("cls_token", "pos_embed")
-
-
-def _call(function: Callable[..., Tensor], *args: object, recompute: bool) -> Tensor:
-    """Call ``function``, recomputing its activations in the backward pass if asked."""
-    if recompute:
-        # Nothing in the model draws random numbers, so no generator state has to be kept.
-        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-    return function(*args)
-
-
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 

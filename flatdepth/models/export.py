@@ -22,7 +22,6 @@ from flatdepth.models.checkpoint import (
     write_json,
     write_together,
 )
-from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.models.huggingface import (
     CONFIG,
     IMAGE_SIZE,
@@ -32,6 +31,7 @@ from flatdepth.models.huggingface import (
     preprocessor_config,
     to_huggingface,
 )
+from flatdepth.models.network import DepthNetwork
 from flatdepth.models.probe import probe_image
 
 _OTHER_SUFFIXES = (".pt", ".bin", ".ckpt", ".onnx", ".h5")
@@ -40,7 +40,7 @@ Writers = dict[Path, Callable[[Path], object]]
 
 
 def export_weights(
-    model: DepthAnythingV2,
+    model: DepthNetwork,
     target: Path,
     *,
     extra: Mapping[str, str] | None = None,
@@ -97,7 +97,7 @@ def export_weights(
 
 
 @torch.no_grad()
-def largest_difference(a: DepthAnythingV2, b: DepthAnythingV2) -> float:
+def largest_difference(a: DepthNetwork, b: DepthNetwork) -> float:
     """The largest difference between two models' predictions for a rendered room, in their units.
 
     Raises:
@@ -128,7 +128,7 @@ def _file_writers(
 
 
 def _folder_writers(
-    model: DepthAnythingV2,
+    model: DepthNetwork,
     state: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     card: str,

@@ -18,13 +18,8 @@ import torch
 from torch import Tensor
 
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import (
-    ENCODERS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    PATCH,
-    DepthAnythingV2,
-)
+from flatdepth.models.depth_anything import ENCODERS
+from flatdepth.models.network import IMAGENET_MEAN, IMAGENET_STD, PATCH, DepthNetwork
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -91,23 +86,26 @@ def from_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def takes(model: DepthAnythingV2) -> bool:
-    """Whether transformers can express the model: its maximum depth is in whole metres."""
-    return model.kind == "relative" or model.max_depth_m.is_integer()
+def takes(model: DepthNetwork) -> bool:
+    """Whether transformers can express the model: Depth Anything V2 of whole metres at most."""
+    is_whole = model.kind == "relative" or model.max_depth_m.is_integer()
+    return is_whole and model.encoder in ENCODERS
 
 
-def model_config(model: DepthAnythingV2) -> dict[str, object]:
+def model_config(model: DepthNetwork) -> dict[str, object]:
     """What ``config.json`` says about a model.
 
     Raises:
-        UserError: the maximum depth is not a whole number of metres; transformers takes no other.
+        UserError: transformers does not know the encoder, or the maximum depth is not a whole
+            number of metres; it takes no other.
     """
-    spec = ENCODERS[model.encoder]
     if not takes(model):
         raise UserError(
-            f"max_depth_m: transformers takes whole metres only, found {model.max_depth_m}; export "
-            "to a .pth or .safetensors file instead"
+            "transformers takes Depth Anything V2 of whole metres only, found "
+            f"{model.encoder} of {model.max_depth_m} m; export to a .pth or .safetensors file "
+            "instead"
         )
+    spec = ENCODERS[model.encoder]
     return {
         "architectures": ["DepthAnythingForDepthEstimation"],
         "model_type": MODEL_TYPE,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from flatdepth.errors import import_extra
-from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.network import DepthNetwork
+from flatdepth.models.networks import make_network
 
 TARGETS = r"pretrained\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))"
 """The linear layers that get adapters: all of every transformer block."""
@@ -17,7 +18,7 @@ TARGETS = r"pretrained\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))"
 _NAME = "default"
 
 
-def add_lora(model: DepthAnythingV2, *, rank: int, alpha: float) -> None:
+def add_lora(model: DepthNetwork, *, rank: int, alpha: float) -> None:
     """Put adapters on the encoder's linear layers; of the encoder, only they train from now on.
 
     The head trains if it did before.
@@ -38,7 +39,7 @@ def add_lora(model: DepthAnythingV2, *, rank: int, alpha: float) -> None:
 
 
 @torch.no_grad()
-def merged(model: DepthAnythingV2) -> DepthAnythingV2:
+def merged(model: DepthNetwork) -> DepthNetwork:
     """The model as official files hold it: itself, or a copy on the CPU with its adapters merged.
 
     ``W + (alpha / r) B A`` is added up apart from the model, which stays as it is: merging in place
@@ -60,6 +61,6 @@ def merged(model: DepthAnythingV2) -> DepthAnythingV2:
                 tensor = tensor + layers[owner].get_delta_weight(_NAME)
             state[f"{owner}.{leaf}"] = tensor
     with torch.random.fork_rng(devices=[]):  # a new model draws weights that nothing needs
-        plain = DepthAnythingV2(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
+        plain = make_network(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
     plain.load_state_dict(state, strict=True)
     return plain

@@ -31,7 +31,7 @@ from torch.func import functional_call
 
 from flatdepth.data.readers.rooms import render_room
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import DepthAnythingV2, Kind
+from flatdepth.models.network import DepthNetwork, Kind
 
 HEIGHT, WIDTH = 252, 336
 """Pixels of the rendered room; both multiples of 14."""
@@ -52,7 +52,7 @@ def probe_image() -> Float[Tensor, "1 3 h w"]:
 
 
 @torch.no_grad()
-def likely_kind(model: DepthAnythingV2) -> Kind | None:
+def likely_kind(model: DepthNetwork) -> Kind | None:
     """The kind that a model's logits look like, if nearly all have one sign.
 
     Args:
@@ -66,7 +66,7 @@ def likely_kind(model: DepthAnythingV2) -> Kind | None:
 
 @torch.no_grad()
 def check_weights(
-    model: DepthAnythingV2, tensors: Mapping[str, Tensor], source: str
+    model: DepthNetwork, tensors: Mapping[str, Tensor], source: str
 ) -> tuple[str, ...]:
     """Predict the room with ``tensors`` in the place of the model's own, which stay as they are.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import WeightFile, describe, guess_kind
-from flatdepth.models.depth_anything import UNUSED, DepthAnythingV2
+from flatdepth.models.network import UNUSED, DepthNetwork
 
 _GROUPS = (
     (re.compile(r"pretrained\.(?:cls_token|pos_embed|mask_token)"), "tokens and positions"),
@@ -110,7 +110,7 @@ def diff(a: WeightFile, b: WeightFile) -> Diff:
     )
 
 
-def blend(a: DepthAnythingV2, b: DepthAnythingV2, alpha: float) -> dict[str, Tensor]:
+def blend(a: DepthNetwork, b: DepthNetwork, alpha: float) -> dict[str, Tensor]:
     """The state dict ``(1 - alpha) A + alpha B``: exactly A's at 0 and B's at 1.
 
     Interpolating a fine-tuned model with the one it started from trades what it learned for what

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Float64, UInt8, UInt16
 from PIL import Image
 
 import flatdepth
-from flatdepth.models.depth_anything import Kind
+from flatdepth.models.network import Kind
 from flatdepth.predict.pointcloud import depth_edges, ply_bytes, unproject
 from flatdepth.show.pictures import colour_depth, depth_limits
 

@@ -36,7 +36,7 @@ from flatdepth.geometry import (
     sensor_sides,
     view_image,
 )
-from flatdepth.models.depth_anything import PATCH, Kind
+from flatdepth.models.network import PATCH, Kind
 from flatdepth.models.precision import expect_room
 from flatdepth.predict.inputs import (
     Input,

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError, import_extra
-from flatdepth.models.depth_anything import PATCH
+from flatdepth.models.network import PATCH
 from flatdepth.models.precision import autocast
 
 

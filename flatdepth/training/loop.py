@@ -30,8 +30,9 @@ from flatdepth.errors import Stopped
 from flatdepth.judge.validation import evaluate
 from flatdepth.models.card import write_model_card
 from flatdepth.models.checkpoint import load_weights, save_weights
-from flatdepth.models.depth_anything import DepthAnythingV2, freeze
 from flatdepth.models.lora import add_lora, merged
+from flatdepth.models.network import DepthNetwork, freeze
+from flatdepth.models.networks import make_network
 from flatdepth.models.precision import autocast
 from flatdepth.training.ema import Ema
 from flatdepth.training.launch import (
@@ -227,10 +228,10 @@ def _train(
     return metrics
 
 
-def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthAnythingV2:
+def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthNetwork:
     """The model with the weights it starts from, frozen as configured."""
     chosen = config.model
-    model = DepthAnythingV2(
+    model = make_network(
         chosen.encoder,
         kind=chosen.kind,
         max_depth_m=chosen.max_depth_m,
@@ -273,7 +274,7 @@ def _agree(sums: Tensor, stop: StopRequest, accelerator: Accelerator) -> tuple[f
     return total / images if images else math.nan, int(images), stops > 0
 
 
-def _scale_gradients(model: DepthAnythingV2, factor: float) -> None:
+def _scale_gradients(model: DepthNetwork, factor: float) -> None:
     """From the mean over all images of the step, as accumulated, to that over those with truth."""
     if factor != 1:
         for parameter in model.parameters():
@@ -291,7 +292,7 @@ def _label(step: int, config: TrainConfig) -> str:
 
 def _save_weights(
     stem: Path,
-    model: DepthAnythingV2,
+    model: DepthNetwork,
     accelerator: Accelerator,
     config: TrainConfig,
     progress: Progress,
@@ -300,7 +301,7 @@ def _save_weights(
     if accelerator.distributed_type == DistributedType.FSDP:
         state = accelerator.get_state_dict(model)
         with torch.device("meta"):
-            model = DepthAnythingV2(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
+            model = make_network(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
         if accelerator.is_main_process:
             model.load_state_dict(state, assign=True)
     if accelerator.is_main_process:

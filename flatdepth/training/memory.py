@@ -34,13 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from flatdepth.cli import free_memory
 from flatdepth.config import OptimConfig, TrainConfig
 from flatdepth.errors import UserError, is_out_of_memory
-from flatdepth.models.depth_anything import (
-    Checkpointing,
-    DepthAnythingV2,
-    freeze,
-    parameter_groups,
-)
 from flatdepth.models.lora import add_lora
+from flatdepth.models.network import Checkpointing, DepthNetwork, freeze, parameter_groups
+from flatdepth.models.networks import make_network
 from flatdepth.training.ema import Ema
 from flatdepth.training.losses import depth_loss
 from flatdepth.training.optim import make_optimizer
@@ -421,7 +417,7 @@ def expect_room(config: TrainConfig, device: torch.device) -> None:
     if device.type != "cpu":
         return
     with torch.device("meta"):
-        model = DepthAnythingV2(config.model.encoder, kind=config.model.kind)
+        model = make_network(config.model.encoder, kind=config.model.kind)
     images = max(config.micro_batch, config.eval.batch)
     rough = images * config.data.height * config.data.width * ROUGH_BYTES_PER_PIXEL
     rough += sum(4 * parameter.nbytes for parameter in model.parameters())
@@ -576,10 +572,10 @@ def _micro_steps(config: TrainConfig) -> int:
     return min(2, max(1, config.batch // config.micro_batch))
 
 
-def build_bare_model(config: TrainConfig) -> DepthAnythingV2:
+def build_bare_model(config: TrainConfig) -> DepthNetwork:
     """The model of a training with fresh weights, frozen as configured."""
     chosen = config.model
-    model = DepthAnythingV2(
+    model = make_network(
         chosen.encoder,
         kind=chosen.kind,
         max_depth_m=chosen.max_depth_m,
@@ -592,7 +588,7 @@ def build_bare_model(config: TrainConfig) -> DepthAnythingV2:
 
 
 def take_step(
-    model: DepthAnythingV2,
+    model: DepthNetwork,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     next_batch: NextBatch,
@@ -632,7 +628,7 @@ def take_step(
 
 
 @torch.no_grad()
-def validate_once(model: DepthAnythingV2, config: TrainConfig, device: torch.device) -> None:
+def validate_once(model: DepthNetwork, config: TrainConfig, device: torch.device) -> None:
     """Predict one batch of a validation without content."""
     image, *_ = _empty_batch(config, device, images=config.eval.batch)
     with _autocast(config, device):
@@ -683,7 +679,7 @@ def _report_modules(model: nn.Module, tracker: MemoryTracker) -> None:
         module.register_forward_hook(enter_backward)
 
 
-def _gpu_optimizer(model: DepthAnythingV2, config: OptimConfig) -> torch.optim.Optimizer:
+def _gpu_optimizer(model: DepthNetwork, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser of a training on a GPU, for fake tensors."""
     if config.kind == "adamw8bit":
         return _AdamW8bitState(parameter_groups(model, config.lr, 1.0, 0.0), {})

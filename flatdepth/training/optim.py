@@ -6,11 +6,11 @@ import torch
 
 from flatdepth.config import OptimConfig
 from flatdepth.errors import import_extra
-from flatdepth.models.depth_anything import DepthAnythingV2, parameter_groups
+from flatdepth.models.network import DepthNetwork, parameter_groups
 
 
 def make_optimizer(
-    model: DepthAnythingV2, config: OptimConfig, device: torch.device
+    model: DepthNetwork, config: OptimConfig, device: torch.device
 ) -> torch.optim.Optimizer:
     """The configured optimiser over the model's trainable parameters.
 

@@ -14,7 +14,7 @@ from flatdepth.bench.gpu.rows import Row, at_most, figure
 from flatdepth.bench.gpu.settings import Settings
 from flatdepth.bench.step import first_samples, prepared, training_batches
 from flatdepth.data.loader import Sample
-from flatdepth.models.depth_anything import Checkpointing
+from flatdepth.models.network import Checkpointing
 from flatdepth.training.loop import make_training_batch
 from flatdepth.training.losses import depth_loss
 from flatdepth.training.memory import build_bare_model, take_step
