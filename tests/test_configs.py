@@ -11,9 +11,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.models import depth_anything
-from flatdepth.models.depth_anything import ENCODERS, DepthAnythingV2
+from flatdepth.models.depth_anything import ENCODERS
 from flatdepth.models.lora import add_lora
 from flatdepth.models.network import freeze
+from flatdepth.models.networks import make_network
 from flatdepth.training.launch import share_out
 from flatdepth.training.optim import make_optimizer
 from tests.conftest import REPOSITORY
@@ -61,7 +62,7 @@ def test_it_builds_its_model_and_optimiser(path: Path) -> None:
     config = read(path)
     chosen = config.model
     with torch.device("meta"):
-        model = DepthAnythingV2(chosen.encoder, kind=chosen.kind, max_depth_m=chosen.max_depth_m)
+        model = make_network(chosen.encoder, kind=chosen.kind, max_depth_m=chosen.max_depth_m)
         freeze(model, chosen.freeze, chosen.frozen_blocks)
         if chosen.lora_rank:
             add_lora(model, rank=chosen.lora_rank, alpha=chosen.lora_alpha)
