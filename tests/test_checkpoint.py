@@ -679,11 +679,11 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("max_depth_m", [5.0, 20.0, 80.0])
 def test_a_wrong_maximum_depth_is_doubted(max_depth_m: float, tmp_path: Path) -> None:
-    """Trained weights without their metadata, whose maximum is 20 m."""
+    """Trained weights without their metadata, whose maximum is 80 m."""
     path = tmp_path / "unknown.safetensors"
     save_file(load_file(REPOSITORY / "shards" / "demo_vitt.safetensors"), path)
     report = load_weights(make(max_depth_m=max_depth_m), str(path))
-    if max_depth_m == 20:
+    if max_depth_m == 80:
         assert report.doubts == ()
     else:
         assert len(report.doubts) == 1

@@ -22,6 +22,7 @@ from flatdepth.models.network import UNUSED, DepthNetwork
 _GROUPS = (
     (re.compile(r"pretrained\.(?:cls_token|pos_embed|mask_token)"), "tokens and positions"),
     (re.compile(r"pretrained\.patch_embed\."), "patch embed"),
+    (re.compile(r"pretrained\.stem\."), "stem"),
     (re.compile(r"pretrained\.blocks\.(\d+)\."), "block {}"),
     (re.compile(r"pretrained\.norm\."), "final norm"),
     (re.compile(r"depth_head\.projects\."), "head projects"),
