@@ -11,7 +11,13 @@ QUICKSTART = CONFIGS / "quickstart.yaml"
 
 DEMO = tuple(
     Path("shards", name)
-    for name in ("demo_vitt.safetensors", "demo_art", "rooms-train", "flatbench")
+    for name in (
+        "demo_lite0.safetensors",
+        "demo_vitt.safetensors",
+        "demo_art",
+        "rooms-train",
+        "flatbench",
+    )
 )
 
 

@@ -134,7 +134,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, clone / name, ignore=ignore)
-    shutil.copy(REPOSITORY / "shards" / "demo_vitt.safetensors", clone / "shards")
+    for file in (REPOSITORY / "shards").glob("demo_*.safetensors"):
+        shutil.copy(file, clone / "shards")
     (clone / "shards" / "mine").mkdir()
     (clone / "shards" / "mine" / "index.json").write_text("{}")
     code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
@@ -154,6 +155,7 @@ def test_a_wheel_holds_the_package_and_the_demo(installed: Path) -> None:
     assert files(package / "configs", "*") == files(REPOSITORY / "configs", "*.yaml")
     assert {path.parts[0] for path in files(package / "shards", "*")} == {
         "demo_art",
+        "demo_lite0.safetensors",
         "demo_vitt.safetensors",
         "flatbench",
         "rooms-train",
