@@ -28,7 +28,6 @@ from tests.conftest import REPOSITORY, TinySets
 def settings(tiny_sets: TinySets, tmp_path: Path) -> Settings:
     shards = tmp_path / "shards"
     shards.mkdir()
-    (shards / "rooms-train").symlink_to(tiny_sets.rooms)
     (shards / "demo_pictures").symlink_to(tiny_sets.pictures)
     return Settings(shards=shards, work=tmp_path / "work", dry=True)
 

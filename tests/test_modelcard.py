@@ -208,3 +208,10 @@ def test_damaged_run_directories_are_one_sentence(tmp_path: Path) -> None:
     (run / "metrics.json").write_text(json.dumps({**metrics, "format": FORMAT + 1}))
     with pytest.raises(UserError, match=f"has format {FORMAT + 1}, this version reads {FORMAT}"):
         read_run(run)
+
+
+def test_a_convolutional_network_is_not_called_depth_anything() -> None:
+    card = model_card("final", said("lite0"), run=None, layout="files")
+    assert "EfficientNet-Lite with the fusion head" in card and "architecture," not in card
+    assert header(card)["tags"][0] == "efficientnet"
+    assert header(card)["license"] == "apache-2.0"

@@ -110,7 +110,7 @@ def options() -> Parser:
         "--shards",
         type=Path,
         default=Path("shards"),
-        help="directory of rooms-train and of demo_pictures, which are packed if they are missing",
+        help="directory of demo_pictures, which is packed if it is missing",
     )
     gpu.add_argument(
         "--wheels",

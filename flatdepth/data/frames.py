@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 
 import numpy as np
@@ -20,7 +20,7 @@ from flatdepth.errors import UserError
 from flatdepth.types import Frame
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Subset:
     """Some samples of a shard set.
 
@@ -41,13 +41,13 @@ class Subset:
         """Read and decode the sample at a place of the subset."""
         return self.shards.frame(self.rows[place])
 
-    @property
+    @cached_property
     def labelled(self) -> Bool[np.ndarray, " n"]:
         """Which samples have a map of their own flat things."""
         regions = self.shards.index.members.get(REGION_EXT)
         return np.zeros(len(self), bool) if regions is None else regions[self.rows, 0] >= 0
 
-    @property
+    @cached_property
     def is_labelled(self) -> bool:
         """Whether any sample has one. The set is judged by these then, without pastes."""
         return bool(self.labelled.any())

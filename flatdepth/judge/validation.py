@@ -147,11 +147,10 @@ def predict_depth(
 
 def _shown(places: Sequence[tuple[int, int]], corpus: Corpus, most: int) -> set[int]:
     """Numbers of the places on the contact sheet: evenly spaced among those with flat things."""
-    labelled = [subset.labelled for subset in corpus.val]
     with_flat = [
         number
         for number, (subset, place) in enumerate(places)
-        if labelled[subset][place] or not labelled[subset].any()
+        if corpus.val[subset].labelled[place] or not corpus.val[subset].is_labelled
     ]
     chosen = np.linspace(0, len(with_flat) - 1, min(most, len(with_flat))).round().astype(int)
     return {with_flat[i] for i in chosen.tolist()}

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flatdepth.errors import UserError
+from flatdepth.models import efficientnet
 from flatdepth.models.checkpoint import read_metadata
 from flatdepth.show.pictures import write_atomic
 from flatdepth.types import METRICS, METRICS_FORMAT
@@ -127,7 +128,7 @@ def model_card(
         license=identifier,
         pipeline_tag="depth-estimation",
         library_name="transformers" if layout == "transformers" else "flatdepth",
-        tags=["depth-anything-v2", "monocular-depth", "flatdepth", metadata["kind"]],
+        tags=[_architecture(metadata)[0], "monocular-depth", "flatdepth", metadata["kind"]],
         base_model="/".join(base.split("/")[:2]) if base.startswith(_OFFICIAL) else None,
         model_name=title if results else None,
         eval_results=results,
@@ -137,6 +138,7 @@ def model_card(
         name=name,
         layout=layout,
         said=metadata,
+        architecture=_architecture(metadata)[1],
         size=_NAMES.get(metadata["encoder"]),
         far=f"{float(metadata['max_depth_m']):g}" if metadata["kind"] == "metric" else "",
         run=_recipe(run) if run else None,
@@ -148,6 +150,13 @@ def model_card(
         licence=licence,
     )
     return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}\n"))
+
+
+def _architecture(metadata: Mapping[str, str]) -> tuple[str, str]:
+    """Its tag on the hub, and in words."""
+    if metadata["encoder"] in efficientnet.ENCODERS:
+        return "efficientnet", "EfficientNet-Lite with the fusion head of Depth Anything V2"
+    return "depth-anything-v2", "Depth Anything V2 architecture"
 
 
 def _evaluation(metadata: Mapping[str, str], run: RunRecord | None) -> Mapping[str, Any] | None:
@@ -231,7 +240,7 @@ def _licence(encoder: str, run: RunRecord | None) -> tuple[str, str]:
     own_start = run is not None and run.config["model"]["checkpoint"] is None
     if encoder == "vitt" or own_start:
         return "apache-2.0", "Not derived from official weights; Apache-2.0, as flatdepth."
-    if encoder == "lite0":
+    if encoder in efficientnet.ENCODERS:
         return "apache-2.0", "Derived from EfficientNet-Lite's weights, which are Apache-2.0."
     name = f"The official Depth Anything V2 {_NAMES[encoder]} weights are"
     if encoder == "vits":

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatdepth.errors import UserError
-from flatdepth.models.network import PATCH, Checkpointing, DepthNetwork, Kind, call
+from flatdepth.models.network import PATCH, DepthNetwork, call
 
 GRID = 37
 """Patches along each side of the position embedding: training pictures were 518 pixels wide."""
@@ -93,38 +92,14 @@ ENCODERS = {
 
 
 class DepthAnythingV2(DepthNetwork):
-    """Depth Anything V2.
+    """Depth Anything V2; ``DepthNetwork`` has its arguments."""
 
-    Args:
-        encoder: a key of ``ENCODERS``.
-        kind, max_depth_m: as in ``DepthNetwork``. Both kinds have the same tensors.
-        checkpointing: which activations are recomputed in the backward pass instead of kept: those
-            inside each transformer block, and those of the head's five parts too.
-
-    Raises:
-        UserError: the encoder's name is unknown or ``max_depth_m`` is not positive.
-    """
-
+    sizes = ENCODERS
     stem = ("cls_token", "pos_embed", "patch_embed.")
 
-    def __init__(
-        self,
-        encoder: str,
-        *,
-        kind: Kind,
-        max_depth_m: float = 20.0,
-        checkpointing: Checkpointing = "none",
-    ) -> None:
-        if encoder not in ENCODERS:
-            raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}, found {encoder!r}")
-        spec = ENCODERS[encoder]
-        super().__init__(
-            encoder,
-            DinoV2(spec, recompute=checkpointing != "none"),
-            DPTHead(spec, recompute=checkpointing == "encoder+head"),
-            kind=kind,
-            max_depth_m=max_depth_m,
-        )
+    @staticmethod
+    def parts(spec: EncoderSpec, encoder: bool, head: bool) -> tuple[nn.Module, nn.Module]:
+        return DinoV2(spec, recompute=encoder), DPTHead(spec, recompute=head)
 
     def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
         grid = (image.shape[-2] // PATCH, image.shape[-1] // PATCH)

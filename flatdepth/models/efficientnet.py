@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from flatdepth.errors import UserError
 from flatdepth.models.depth_anything import Scratch, resize
-from flatdepth.models.network import Checkpointing, DepthNetwork, Kind, call
+from flatdepth.models.network import DepthNetwork, call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,38 +78,14 @@ ENCODERS = {
 
 
 class EfficientNetDepth(DepthNetwork):
-    """EfficientNet-Lite and the fusion head.
+    """EfficientNet-Lite and the fusion head; ``DepthNetwork`` has its arguments."""
 
-    Args:
-        encoder: a key of ``ENCODERS``.
-        kind, max_depth_m: as in ``DepthNetwork``.
-        checkpointing: which activations are recomputed in the backward pass instead of kept: those
-            inside each block, and those of the head.
-
-    Raises:
-        UserError: the encoder's name is unknown or ``max_depth_m`` is not positive.
-    """
-
+    sizes = ENCODERS
     stem = ("stem.",)
 
-    def __init__(
-        self,
-        encoder: str,
-        *,
-        kind: Kind,
-        max_depth_m: float = 20.0,
-        checkpointing: Checkpointing = "none",
-    ) -> None:
-        if encoder not in ENCODERS:
-            raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}, found {encoder!r}")
-        spec = ENCODERS[encoder]
-        super().__init__(
-            encoder,
-            EfficientNet(spec, recompute=checkpointing != "none"),
-            FusionHead(spec, recompute=checkpointing == "encoder+head"),
-            kind=kind,
-            max_depth_m=max_depth_m,
-        )
+    @staticmethod
+    def parts(spec: EncoderSpec, encoder: bool, head: bool) -> tuple[nn.Module, nn.Module]:
+        return EfficientNet(spec, recompute=encoder), FusionHead(spec, recompute=head)
 
     def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
         size = (image.shape[-2], image.shape[-1])

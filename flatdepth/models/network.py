@@ -1,7 +1,7 @@
 """What all depth networks have in common, whatever their encoder."""
 
-from collections.abc import Callable
-from typing import ClassVar, Literal, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -31,42 +31,46 @@ UNUSED = (
 
 
 class DepthNetwork(nn.Module):
-    """An encoder and a head that predict one value per pixel.
+    """An encoder ``pretrained`` and a ``depth_head`` that predict one value per pixel.
 
     Args:
-        encoder: its name.
-        pretrained: the encoder; its ``blocks`` are what is frozen from the input on.
-        depth_head: the head.
+        encoder: a key of ``sizes``.
         kind: ``"metric"`` predicts planar z in metres, ``"relative"`` inverse depth up to an
-            unknown scale and shift.
+            unknown scale and shift. Both have the same tensors.
         max_depth_m: the metric prediction is ``max_depth_m * sigmoid(logit)``; it belongs to the
             weights (20 for the official indoor files, 80 for outdoor). Unused when relative.
+        checkpointing: which activations are recomputed in the backward pass instead of kept: those
+            inside each of the encoder's ``blocks``, and those of the head's five parts too.
 
     Raises:
-        UserError: ``max_depth_m`` is not positive.
+        UserError: the encoder's name is unknown or ``max_depth_m`` is not positive.
     """
 
     image_mean: Tensor
     image_std: Tensor
+    sizes: ClassVar[Mapping[str, Any]]
+    """The numbers of every encoder of this architecture."""
     stem: ClassVar[tuple[str, ...]]
     """Names of the encoder's tensors before its blocks, or what they begin with."""
 
     def __init__(
         self,
         encoder: str,
-        pretrained: nn.Module,
-        depth_head: nn.Module,
         *,
         kind: Kind,
-        max_depth_m: float,
+        max_depth_m: float = 20.0,
+        checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
+        if encoder not in self.sizes:
+            raise UserError(f"encoder: expected one of {', '.join(self.sizes)}, found {encoder!r}")
         expect_within("max_depth_m", max_depth_m, *MAX_DEPTH_M)
         self.encoder = encoder
         self.kind: Kind = kind
         self.max_depth_m = float(max_depth_m)
-        self.pretrained = pretrained
-        self.depth_head = depth_head
+        self.pretrained, self.depth_head = self.parts(
+            self.sizes[encoder], checkpointing != "none", checkpointing == "encoder+head"
+        )
         if kind == "relative":
             # A ReLU that starts at 0 or below passes no gradient.
             nn.init.ones_(self.get_parameter("depth_head.scratch.output_conv2.2.bias"))
@@ -103,6 +107,11 @@ class DepthNetwork(nn.Module):
         # In half precision a sigmoid is exactly 0 below a logit of -18, and its logarithm -inf.
         logits = self.logits((image.float() - self.image_mean) / self.image_std).float()
         return logits.sigmoid() * self.max_depth_m if self.kind == "metric" else logits.relu()
+
+    @staticmethod
+    def parts(spec: Any, encoder: bool, head: bool) -> tuple[nn.Module, nn.Module]:
+        """The encoder and the head of the given numbers, and whether each recomputes."""
+        raise NotImplementedError
 
     def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
         """What the head says of a normalised image, before it becomes depth."""

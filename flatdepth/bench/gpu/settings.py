@@ -10,7 +10,7 @@ import torch
 from flatdepth.bench.gpu.rows import Row
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
-from flatdepth.resources import CONFIGS
+from flatdepth.resources import CONFIGS, ROOT
 
 DRY = {
     "model.encoder": "vitt",
@@ -28,7 +28,7 @@ class Settings:
     """What a part is told.
 
     Attributes:
-        shards: directory of the demo shard sets ``rooms-train`` and ``demo_pictures``.
+        shards: directory of the demo shard set ``demo_pictures``.
         work: directory for logs and runs, which may be thrown away.
         dry: tiny sizes on the CPU.
         seconds: that the part may take.
@@ -56,7 +56,7 @@ class Settings:
         options = {
             "runs": self.work / "runs",
             "tracker": "none",
-            "data.train": f"[{{path: {self.shards / 'rooms-train'}}}]",
+            "data.train": f"[{{path: {ROOT / 'shards' / 'rooms-train'}}}]",
             "data.art": f"[{self.shards / 'demo_pictures'}]",
             "data.threads": os.cpu_count() or 1,
             "model.checkpoint": "null",
