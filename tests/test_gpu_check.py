@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -184,8 +185,12 @@ def tool(*arguments: str) -> int:
 
 
 def test_a_dry_run_has_the_whole_list(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     out = tmp_path / "gpu.json"
     assert tool("--dry", f"--shards={settings.shards}", f"--out={out}") == 0
     rows = json.loads(out.read_text())["rows"]
