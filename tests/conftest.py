@@ -16,7 +16,7 @@ from flatdepth.data.readers.rooms import PicturesReader, RoomsReader
 REPOSITORY = Path(__file__).parents[1]
 
 # the tests' tensors are small: more threads only wait for each other
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 

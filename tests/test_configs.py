@@ -46,6 +46,7 @@ EXPECTED = {
     "vitb_indoor": ALL["vitb"],
     "vitl_8gb": ALL["vitl"],
     "vitl_4gb": ALL["vitl"],
+    "vitl_relative": ALL["vitl"],
     "vitl_lora": HEAD["vitl"] + ADAPTERS_L,
     "vits_head_only": HEAD["vits"],
     "vits_encoder_frozen": HEAD["vits"],

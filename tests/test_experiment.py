@@ -238,3 +238,6 @@ def test_the_experiment_of_the_docs_can_be_planned(monkeypatch: pytest.MonkeyPat
     assert pastes["legacy"].layout == LayoutShares(hung=0, standing=0, legacy=1)
     assert pastes["gradient_label"] == replace(ours, layout=pastes["legacy"].layout)
     assert all(paste != ours for arm, paste in pastes.items() if arm != "ours")
+    arms = planned(read(REPOSITORY / "configs" / "experiments" / "official.yaml"))
+    assert [len(runs) for runs in arms.values()] == [3, 3]
+    assert arms["ours"][0].config.data == arms["no_pastes"][0].config.data

@@ -439,6 +439,38 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(
     assert not list((run / "checkpoints").glob(".*")), "the half-written one is gone"
 
 
+@pytest.mark.parametrize(
+    ("names", "takes_all"),
+    [
+        ({}, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, True),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "2"}, False),
+        ({"OMP_NUM_THREADS": "1"}, False),
+        (
+            {
+                "ACCELERATE_MIXED_PRECISION": "no",
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+            },
+            False,
+        ),
+    ],
+)
+def test_a_launched_process_takes_all_cores_unless_told(
+    names: dict[str, str], takes_all: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "cpus", lambda: 3)
+    monkeypatch.setattr("psutil.cpu_count", lambda **_: 8)
+    launch.use_all_cores()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert threads == (3 if takes_all else 1)
+
+
 def test_two_processes_go_on_with_what_one_began(whole_run: Path, half_run: Path) -> None:
     """By the documented command; the samples of the steps are the same, so the losses are."""
     done = subprocess.run(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -21,6 +22,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 
 from flatdepth.config import TrainConfig
+from flatdepth.data.pack import cpus
 from flatdepth.errors import UserError, import_extra
 from flatdepth.models.network import PATCH
 from flatdepth.models.precision import autocast
@@ -55,6 +57,8 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if on_cpu and launched == 1:
+        use_all_cores()
     if accelerator.num_processes != launched:
         raise UserError(
             f"the launcher started {launched} processes, but accelerate sees "
@@ -78,6 +82,21 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             )
         use_autocast_alone(accelerator)
     return accelerator
+
+
+def use_all_cores() -> None:
+    """Undo the single thread that ``accelerate launch`` gives a process on a CPU by default.
+
+    ``OMP_NUM_THREADS=1`` cannot be told from that default, so it is followed only together with
+    ``MKL_NUM_THREADS=1``, and every other number always.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if (
+        launched
+        and os.environ.get("OMP_NUM_THREADS") == "1"
+        and "MKL_NUM_THREADS" not in os.environ
+    ):
+        torch.set_num_threads(min(cpus(), psutil.cpu_count(logical=False) or cpus()))
 
 
 def placement(accelerator: Accelerator) -> str:
