@@ -154,6 +154,11 @@ def test_an_experiment_trains_judges_and_goes_on(
     table = read_table(folder / "experiment.json")
     assert f"{markdown(table)}\n" == (folder / "results.md").read_text()
     assert (folder / "ratios.svg").read_bytes() == ratio_plot(table)
+    drawn = {path: path.read_bytes() for path in (*folder.glob("*.svg"), folder / "results.md")}
+    for drawing in drawn:
+        drawing.unlink()
+    tool.main([f"--redraw={folder / 'experiment.json'}"])
+    assert len(drawn) == 3 and drawn == {drawing: drawing.read_bytes() for drawing in drawn}
     before = (folder / "experiment.json").read_bytes()
     launched.clear()
     tool.main([f"--config={path}"])
@@ -226,6 +231,13 @@ def test_the_example_of_the_docs_is_an_experiment(tmp_path: Path) -> None:
     assert names == [f"{arm}-{seed}" for arm in ("ours", "no_decoys") for seed in range(3)] + [
         "no_pastes-0"
     ]
+
+
+def test_the_table_of_the_docs_is_that_of_its_figures() -> None:
+    folder = REPOSITORY / "docs" / "results"
+    table = markdown(read_table(folder / "experiment.json"))
+    assert table == (folder / "results.md").read_text("utf-8").strip()
+    assert table in (REPOSITORY / "docs" / "results.md").read_text("utf-8")
 
 
 def test_the_experiment_of_the_docs_can_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
