@@ -56,7 +56,7 @@ from flatdepth.show.pictures import (
     svg,
     write_atomic,
 )
-from flatdepth.types import METRICS
+from flatdepth.types import METRICS, Region
 from flatdepth.untrusted import parse_json
 
 FORMAT = 1
@@ -411,8 +411,8 @@ def ratio_plot(table: Mapping[str, Mapping[str, Outcome]], *, dark: bool = False
             axes.grid(axis="x")
             axes.set_yticks(range(len(others)), others)
             axes.tick_params(axis="y", length=0)
-        panels[0].invert_yaxis()
-        figure.supxlabel(f"AbsRel, of {first}'s", fontsize=9.5)
+        panels[0].set_ylim(len(others) - 0.5, -0.5)
+        figure.supxlabel(f"AbsRel / AbsRel of {first}", fontsize=9.5)
         return svg(figure)
 
 
@@ -436,7 +436,10 @@ def read_rows(path: Path) -> Judged:
 def picture_sheet(
     experiment: ExperimentConfig, weights: Mapping[str, Path], device: torch.device, most: int = 10
 ) -> Image.Image:
-    """Labelled frames of the bench with the truth and what one run of every arm says."""
+    """Labelled frames of the bench with the truth and what one run of every arm says.
+
+    For looking at, predictions are scaled to the truth's median outside the flat things.
+    """
     request = _request(experiment, next(iter(weights.values())))
     samples = [sample for sample, _ in bench_frames(request) if sample.is_labelled]
     chosen = np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)
@@ -450,16 +453,23 @@ def picture_sheet(
             seen = look([samples[place]], own, contenders, size, device)
             truth = torch.where(seen.batch.valid, seen.batch.depth_m, math.nan)[0, 0].cpu().numpy()
             low, high = depth_limits(truth, np.isfinite(truth))
+            low, high = (
+                low / 1.2,
+                high * 1.5,
+            )  # so that what is read too far can still be told apart
             if not row:
                 row += [samples[place].frame.image, colour_depth(truth, low_m=low, high_m=high)]
                 limits.append((low, high))
             depth = seen.depths_m[0][0, 0].float().cpu().numpy()
-            row.append(colour_depth(depth, low_m=low, high_m=high))
+            background = seen.batch.region[0, 0].cpu().numpy() == Region.BACKGROUND
+            known = background & np.isfinite(truth) & np.isfinite(depth)
+            scale = float(np.median(truth[known]) / np.median(depth[known])) if known.any() else 1.0
+            row.append(colour_depth(scale * depth, low_m=low, high_m=high))
     return contact_sheet(
         panels,
         ["image", "truth", *weights],
         [samples[place].frame.key for place in chosen.tolist()],
-        title=experiment.name,
+        title=f"{experiment.name} (predictions scaled to the truth's median)",
         regions=False,
         limits_m=limits,
     )
