@@ -216,7 +216,8 @@ def test_means_seeds_and_ratios_are_those_of_a_slow_twin() -> None:
     low, high = table["b"]["flat"].mean.interval
     assert min(own) - 1e-12 <= low < high <= max(own) + 1e-12
     drawn = ratio_plot(table).decode()
-    assert ">flat<" in drawn and ">b<" in drawn and "AbsRel of a" in drawn and ">clean<" not in drawn
+    assert ">flat<" in drawn and ">b<" in drawn and "AbsRel of a" in drawn
+    assert ">clean<" not in drawn
     text = markdown(table)
     assert "| AbsRel | flat | wall | gap |" in text and " ± " in text
     assert not math.isnan(table["b"]["flat"].ratio.value)
