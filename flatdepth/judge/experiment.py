@@ -453,10 +453,8 @@ def picture_sheet(
             seen = look([samples[place]], own, contenders, size, device)
             truth = torch.where(seen.batch.valid, seen.batch.depth_m, math.nan)[0, 0].cpu().numpy()
             low, high = depth_limits(truth, np.isfinite(truth))
-            low, high = (
-                low / 1.2,
-                high * 1.5,
-            )  # so that what is read too far can still be told apart
+            # Wider, so that what is read too near or too far can still be told apart.
+            low, high = low / 1.2, high * 1.5
             if not row:
                 row += [samples[place].frame.image, colour_depth(truth, low_m=low, high_m=high)]
                 limits.append((low, high))

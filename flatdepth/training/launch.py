@@ -90,9 +90,8 @@ def use_all_cores() -> None:
     ``OMP_NUM_THREADS=1`` cannot be told from that default, so it is followed only together with
     ``MKL_NUM_THREADS=1``, and every other number always.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if (
-        launched
+        "ACCELERATE_MIXED_PRECISION" in os.environ
         and os.environ.get("OMP_NUM_THREADS") == "1"
         and "MKL_NUM_THREADS" not in os.environ
     ):
