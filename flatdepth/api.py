@@ -143,7 +143,7 @@ class Predictor:
         self,
         image: str | os.PathLike[str] | Image.Image | np.ndarray,
         *,
-        size: int = 518,
+        size: int | None = None,
         tiles: bool = False,
         intrinsics: tuple[float, float, float, float] | None = None,
         unusual_camera: bool = False,
@@ -152,15 +152,16 @@ class Predictor:
 
         Args:
             image: a file, a Pillow image, or (h, w, 3) uint8 sRGB.
-            size: shorter side of the network's input in pixels, a multiple of 14.
+            size: shorter side of the network's input in pixels, a multiple of what it takes (14 for
+                Depth Anything); None: the one nearest to 518.
             tiles: refine with tiles of ``size`` pixels at the picture's own resolution.
             intrinsics: fx, fy, cx, cy in pixels, cx and cy for pixel centres at integers (OpenCV).
             unusual_camera: take intrinsics of any field of view and any ratio of fx and fy.
 
         Returns:
-            ``values`` holds (h, w) float32 metres, or inverse depth up to scale and shift from
-            relative weights; ``camera`` the intrinsics if they were given or EXIF says them, else
-            None.
+            ``values`` holds (h, w) float32 metres, inverse depth up to scale and shift from
+            relative weights, depth up to scale and shift from affine ones; ``camera`` the
+            intrinsics if they were given or EXIF says them, else None.
 
         Raises:
             UserError: it is no picture, or an option is out of range.

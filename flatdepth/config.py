@@ -10,12 +10,37 @@ from typing import Literal
 from flatdepth.errors import UserError, expect_within
 from flatdepth.types import METRICS, REGIONS
 
-PATCH = 14
-MOST_SIDE = 294 * PATCH
-"""Largest side of a network's input, in pixels."""
+LEAST_SIDE, MOST_SIDE = 8, 4116
+"""Smallest and largest side of a network's input, in pixels."""
 
-ENCODERS = ["vitt", "vits", "vitb", "vitl", "vitg", "lite0"]
-"""Keys of the ``ENCODERS`` of ``models.depth_anything`` and ``models.efficientnet``."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFacts:
+    """What a configuration has to know of a network without loading it.
+
+    Attributes:
+        encoders: its sizes, the keys of ``sizes`` of its class.
+        kinds: what it can predict.
+        multiple: of which both sides of its input are multiples, in pixels.
+        adapters: whether its encoder takes low-rank adapters.
+    """
+
+    encoders: list[str]
+    kinds: tuple[str, ...]
+    multiple: int
+    adapters: bool = False
+
+
+NETWORKS: dict[str, NetworkFacts] = {
+    "depth_anything_v2": NetworkFacts(
+        encoders=["vitt", "vits", "vitb", "vitl", "vitg"],
+        kinds=("metric", "relative"),
+        multiple=14,
+        adapters=True,
+    ),
+    "efficientnet": NetworkFacts(encoders=["lite0"], kinds=("metric", "relative"), multiple=14),
+}
+"""The networks of ``models.networks.CLASSES``, by their names."""
 
 LOSSES: dict[str, Literal["metres", "shape"]] = {
     "silog": "metres",
@@ -25,7 +50,7 @@ LOSSES: dict[str, Literal["metres", "shape"]] = {
     "ranking": "shape",
 }
 """Names of ``training.losses.LOSSES``, and whether they compare metres, which only a metric model
-predicts, or inverse depth whatever its scale and shift."""
+predicts, or the shape of inverse depth (or depth) whatever its scale and shift."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -56,6 +81,24 @@ def _check(group: str, config: object, **bounds: Bounds) -> None:
             low <= value[0] <= value[1] <= high,
             f"{key}: expected two numbers in [{low:g}, {high:g}], the smaller first, got {value}",
         )
+
+
+def nearest_multiple(size: float, multiple: int) -> int:
+    """The positive multiple that is nearest to a side, in pixels."""
+    return max(1, round(size / multiple)) * multiple
+
+
+def expect_multiple(key: str, size: int, multiple: int) -> None:
+    """Refuse a side of a network's input that it cannot take.
+
+    Raises:
+        UserError: ``size`` is no positive multiple.
+    """
+    _require(
+        size > 0 and size % multiple == 0,
+        f"{key}: expected a positive multiple of {multiple}, got {size}; the nearest is "
+        f"{nearest_multiple(size, multiple)}",
+    )
 
 
 def _require_name(key: str, name: str, known: Iterable[str]) -> None:
@@ -106,9 +149,10 @@ class DataConfig:
     split_seed: int = 0
     """Selects the held-out scenes."""
     height: int = 518
-    """Rows of the network's input, in pixels; a multiple of 14."""
+    """Rows of the network's input, in pixels; a multiple of 14 for Depth Anything, of 32 for MiDaS,
+    DPT, ZoeDepth and ResNet, of 8 for Marigold."""
     width: int = 518
-    """Columns of the network's input, in pixels; a multiple of 14."""
+    """Columns of the network's input, in pixels; a multiple of the same."""
     crop: tuple[float, float] = (0.7, 1.0)
     """Range of the training crop's side, as a share of the largest crop with the input's aspect."""
     flip: float = 0.5
@@ -124,8 +168,8 @@ class DataConfig:
         _check(
             "data.",
             self,
-            height=(PATCH, MOST_SIDE),
-            width=(PATCH, MOST_SIDE),
+            height=(LEAST_SIDE, MOST_SIDE),
+            width=(LEAST_SIDE, MOST_SIDE),
             val_share=SHARE,
             flip=SHARE,
             crop=(0.1, 1.0),
@@ -134,12 +178,6 @@ class DataConfig:
             prefetch=(1, 1024),
             split_seed=SEED,
         )
-        for name, size in (("height", self.height), ("width", self.width)):
-            _require(
-                size > 0 and size % PATCH == 0,
-                f"data.{name}: expected a positive multiple of {PATCH}, got {size}; the nearest is "
-                f"{max(PATCH, round(size / PATCH) * PATCH)}",
-            )
         _require(
             not self.resampled or self.loader == "webdataset",
             "data.resampled: the indexed loader goes through every set sample by sample; set "
@@ -380,11 +418,15 @@ class PhotometricConfig:
 class ModelConfig:
     """The network and the weights it starts from."""
 
+    name: str = "depth_anything_v2"
+    """Which network. efficientnet: EfficientNet-Lite with the fusion head of Depth Anything V2, for
+    a CPU and few images."""
     encoder: str = "vits"
-    """Size of Depth Anything V2: vits, vitb, vitl or vitg; vitt is a tiny one for the quickstart
-    and for tests. lite0: EfficientNet-Lite0 with the same fusion head, for a CPU and few images."""
-    kind: Literal["metric", "relative"] = "metric"
-    """metric: depth in metres; relative: inverse depth up to scale and shift."""
+    """Its size. Depth Anything V2: vits, vitb, vitl or vitg, and vitt, a tiny one for tests;
+    efficientnet: lite0."""
+    kind: Literal["metric", "relative", "affine"] = "metric"
+    """metric: depth in metres; relative: inverse depth up to scale and shift; affine: depth up to
+    scale and shift."""
     max_depth_m: float = 20.0
     """Largest depth that a metric model can say, in metres (20 indoors, 80 outdoors); farther
     truth is not valid."""
@@ -407,7 +449,19 @@ class ModelConfig:
     """The adapters' output is multiplied by lora_alpha / lora_rank."""
 
     def __post_init__(self) -> None:
-        _require_name("model.encoder", self.encoder, ENCODERS)
+        _require_name("model.name", self.name, NETWORKS)
+        facts = NETWORKS[self.name]
+        if self.encoder not in facts.encoders:
+            homes = [name for name, other in NETWORKS.items() if self.encoder in other.encoders]
+            fix = f"; set model.name to {homes[0]} for that one" if homes else ""
+            raise UserError(
+                f"model.encoder: expected one of {str(facts.encoders)[1:-1]} for "
+                f"{self.name}, got '{self.encoder}'{fix}"
+            )
+        _require(
+            self.kind in facts.kinds,
+            f"model.kind: {self.name} predicts {' or '.join(facts.kinds)} depth, got '{self.kind}'",
+        )
         _check(
             "model.",
             self,
@@ -417,8 +471,8 @@ class ModelConfig:
             lora_alpha=(1e-3, 1e6),
         )
         _require(
-            not self.lora_rank or self.encoder.startswith("vit"),
-            f"model.lora_rank: adapters are for transformers, not for {self.encoder}; set it to 0",
+            not self.lora_rank or facts.adapters,
+            f"model.lora_rank: {self.name} takes no adapters; set it to 0",
         )
         _require(
             not self.lora_rank or (self.freeze != "encoder" and not self.frozen_blocks),
@@ -433,9 +487,10 @@ class LossConfig:
 
     terms: dict[str, float] = field(default_factory=dict)
     """Losses and their factors, such as {silog: 1, ranking: 0.1}; empty: silog for metric and
-    affine for relative models. silog: scale-invariant log error; l1_log, l2_log: mean absolute and
-    squared log error; affine: trimmed L1 on aligned inverse depth with gradient matching; ranking:
-    which of two pixels is nearer. The first three need a metric model."""
+    affine for the others. silog: scale-invariant log error; l1_log, l2_log: mean absolute and
+    squared log error; affine: trimmed L1 with gradient matching, of inverse depth aligned by scale
+    and shift (of depth itself for models of kind affine); ranking: which of two pixels is nearer.
+    The first three need a metric model."""
     silog_lambda: float = 0.5
     """How far silog forgives a wrong scale, from 0 (not: RMS log error) to 1 (altogether)."""
     trim: float = 0.2
@@ -635,9 +690,13 @@ class TrainConfig:
             f"data.min_depth_m ({self.data.min_depth_m}) must be below model.max_depth_m "
             f"({self.model.max_depth_m})",
         )
+        for side in ("height", "width"):
+            size, multiple = getattr(self.data, side), NETWORKS[self.model.name].multiple
+            expect_multiple(f"data.{side}", size, multiple)
         metric_only = [term for term in self.loss.terms if LOSSES[term] == "metres"]
         _require(
             self.model.kind == "metric" or not metric_only,
-            f"loss.terms: {', '.join(metric_only)} compare metres, which a relative model does not "
-            "predict; take affine and ranking, or set model.kind to metric",
+            f"loss.terms: {', '.join(metric_only)} compare metres, which a model of kind "
+            f"{self.model.kind} does not predict; take affine and ranking, or set model.kind to "
+            "metric",
         )

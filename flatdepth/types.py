@@ -201,3 +201,8 @@ class Batch:
     region: Tensor
     K_px: Tensor
     sample: Tensor
+
+    @property
+    def focal_px(self) -> Tensor:
+        """(B,) focal lengths in pixels: the mean of fx and fy."""
+        return self.K_px.diagonal(dim1=-2, dim2=-1)[:, :2].mean(1)

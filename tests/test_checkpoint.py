@@ -128,6 +128,7 @@ def test_saving_and_loading_is_bit_exact(
     assert holds(other, state(7))
     metadata = {
         "format": "flatdepth",
+        "network": "depth_anything_v2",
         "encoder": "vitt",
         "kind": kind,
         "units": units,

@@ -63,7 +63,9 @@ def test_it_builds_its_model_and_optimiser(path: Path) -> None:
     config = read(path)
     chosen = config.model
     with torch.device("meta"):
-        model = make_network(chosen.encoder, kind=chosen.kind, max_depth_m=chosen.max_depth_m)
+        model = make_network(
+            chosen.name, chosen.encoder, kind=chosen.kind, max_depth_m=chosen.max_depth_m
+        )
         freeze(model, chosen.freeze, chosen.frozen_blocks)
         if chosen.lora_rank:
             add_lora(model, rank=chosen.lora_rank, alpha=chosen.lora_alpha)

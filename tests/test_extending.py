@@ -25,9 +25,11 @@ from flatdepth.data.shards.codec import decode_frame
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
 from flatdepth.judge.metrics import FORMULAS, RegionTable, image_metrics
-from flatdepth.models import depth_anything, efficientnet
+from flatdepth.models import depth_anything
 from flatdepth.models.checkpoint import open_model, save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.models.network import UNITS
+from flatdepth.models.networks import CLASSES, network_class
 from flatdepth.training import losses
 from flatdepth.training.losses import depth_loss
 from flatdepth.types import METRICS, Region
@@ -46,7 +48,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
         depth_anything.ENCODERS,
     ]
     before = [dict(table) for table in tables]
-    names = list(config.ENCODERS)
+    names = {name: list(facts.encoders) for name, facts in config.NETWORKS.items()}
 
     def run(heading: str) -> ModuleType:
         (code,) = re.findall(rf"^## {heading}\n.*?^```python\n(.*?)^```", text, re.M | re.S)[:1]
@@ -59,11 +61,16 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
     for table, entries in zip(tables, before, strict=True):
         table.clear()
         table.update(entries)  # type: ignore[arg-type]
-    config.ENCODERS[:] = names
+    for network, encoders in names.items():
+        config.NETWORKS[network].encoders[:] = encoders
 
 
 def test_the_names_in_the_config_have_something_behind_them() -> None:
-    assert [*depth_anything.ENCODERS, *efficientnet.ENCODERS] == config.ENCODERS
+    assert list(config.NETWORKS) == list(CLASSES)
+    for name, facts in config.NETWORKS.items():
+        network = network_class(name)
+        assert network.name == name and list(network.sizes) == facts.encoders
+        assert set(facts.kinds) <= set(UNITS)
     assert list(config.LOSSES) == list(losses.LOSSES)
     assert list(METRICS) == list(FORMULAS)
     assert set(asdict(ContentShares())) == set(CONTENTS)

@@ -32,8 +32,8 @@ from flatdepth.predict.predictor import (
     doubt,
     network_size,
     plan_inputs,
+    predict_field,
     predict_files,
-    predict_inverse,
     predict_tiled,
 )
 from tests.conftest import REPOSITORY
@@ -135,7 +135,7 @@ def test_planes_survive_the_way_to_the_input_size() -> None:
     inverse = 0.2 + 0.5 * u + 0.3 * v
     model = Stub(lambda image: (1 / inverse).expand(len(image), 1, rows, columns))
     image = np.zeros((133, 201, 3), np.uint8)
-    found = predict_inverse(model, [image], (rows, columns), CPU)[0]
+    found = predict_field(model, [image], (rows, columns), CPU)[0]
     v_out, u_out = np.meshgrid(np.linspace(0, 1, 133), np.linspace(0, 1, 201), indexing="ij")
     np.testing.assert_allclose(found, 0.2 + 0.5 * u_out + 0.3 * v_out, rtol=2e-6)
 
@@ -147,7 +147,7 @@ def test_the_network_itself_is_called_as_in_training() -> None:
     image = np.random.default_rng(0).integers(0, 256, (42, 56, 3), dtype=np.uint8)
     with torch.no_grad():
         expected = model(torch.from_numpy(image).movedim(-1, 0)[None].float() / 255)[0, 0].numpy()
-    found = predict_inverse(model, [image], (42, 56), CPU)[0]
+    found = predict_field(model, [image], (42, 56), CPU)[0]
     np.testing.assert_allclose(1 / found, expected, rtol=1e-5)
 
 
@@ -221,7 +221,7 @@ def test_tiles_of_a_linear_network_give_the_whole(kind: Kind, shape: tuple[int, 
 
     model = Stub(linear, kind)
     image = ramp_image(*shape)
-    whole = predict_inverse(model, [image], network_size(*shape, 56), CPU)[0]
+    whole = predict_field(model, [image], network_size(*shape, 56), CPU)[0]
     tiled = predict_tiled(model, image, PredictOptions(size=56, batch=3), CPU)
     assert len(model.seen) > 3
     margin = math.ceil(2 * max(shape) / max(network_size(*shape, 56)))
@@ -241,7 +241,7 @@ def test_tiles_bring_detail_that_the_whole_cannot_resolve() -> None:
     model = Stub(lambda x: 0.2 + x.mean(1, keepdim=True), "relative")
     truth = 0.2 + image[..., 0] / 255
     options = PredictOptions(size=56)
-    whole = predict_inverse(model, [image], (56, 56), CPU)[0]
+    whole = predict_field(model, [image], (56, 56), CPU)[0]
     tiled = predict_tiled(model, image, options, CPU)
     assert np.abs(whole - truth).mean() > 0.05
     assert np.abs(tiled - truth).mean() < 0.01
@@ -252,7 +252,7 @@ def test_an_image_seen_whole_needs_no_tiles() -> None:
     image = ramp_image(50, 56)
     tiled = predict_tiled(model, image, PredictOptions(size=56), CPU)
     assert len(model.seen) == 1
-    np.testing.assert_array_equal(tiled, predict_inverse(model, [image], (56, 70 - 7 - 7), CPU)[0])
+    np.testing.assert_array_equal(tiled, predict_field(model, [image], (56, 70 - 7 - 7), CPU)[0])
 
 
 def test_tiled_depth_stays_in_the_range_of_the_network() -> None:

@@ -113,16 +113,23 @@ def test_frames_of_the_wrong_size_are_refused(
     ],
 )
 def test_network_size(shape: tuple[int, int], size: int, expected: tuple[int, int]) -> None:
-    assert network_size(*shape, size) == expected
+    assert network_size(*shape, size, 14) == expected
 
 
-@given(h=st.integers(20, 2000), w=st.integers(20, 2000), patches=st.integers(1, 40))
-def test_network_size_keeps_the_aspect_to_half_a_patch(h: int, w: int, patches: int) -> None:
-    size = 14 * patches
-    rows, columns = network_size(h, w, size)
+@given(
+    h=st.integers(20, 2000),
+    w=st.integers(20, 2000),
+    patches=st.integers(1, 40),
+    multiple=st.sampled_from([8, 14, 32]),
+)
+def test_network_size_keeps_the_aspect_to_half_a_patch(
+    h: int, w: int, patches: int, multiple: int
+) -> None:
+    size = multiple * patches
+    rows, columns = network_size(h, w, size, multiple)
     assert min(rows, columns) == size
-    assert rows % 14 == columns % 14 == 0
-    assert abs(max(rows, columns) - size * max(h, w) / min(h, w)) <= 7 + 1e-9
+    assert rows % multiple == columns % multiple == 0
+    assert abs(max(rows, columns) - size * max(h, w) / min(h, w)) <= multiple / 2 + 1e-9
 
 
 def test_upsampling_keeps_the_corners_and_is_linear_between_them() -> None:

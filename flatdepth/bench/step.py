@@ -131,7 +131,8 @@ def measure_steps(
     with device:
         model = build_bare_model(config)
     if compile_with is not None:
-        for module in (*model.blocks, model.depth_head):
+        heads = [part for name, part in model.named_children() if not model.is_encoder(f"{name}.")]
+        for module in (*model.blocks, *heads):
             module.compile(backend=compile_with, dynamic=False)
     optimizer = make_optimizer(model, config.optim, device)
     ema = Ema(model, config.optim.ema)

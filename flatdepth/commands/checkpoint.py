@@ -107,7 +107,7 @@ def _add_target(parser: Parser) -> None:
 
 def _add_kind(parser: Parser) -> None:
     group = parser.add_argument_group("for files that do not say it")
-    group.add_argument("--kind", choices=("metric", "relative"))
+    group.add_argument("--kind", choices=("metric", "relative", "affine"))
     group.add_argument("--max_depth_m", type=number(*MAX_DEPTH_M), metavar="METRES")
 
 

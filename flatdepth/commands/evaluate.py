@@ -79,7 +79,7 @@ def options() -> Parser:
     add(
         "--kind",
         action="append",
-        choices=("metric", "relative"),
+        choices=("metric", "relative", "affine"),
         help="what a file predicts that does not say so; once for all files, or once for each",
     )
     add(

@@ -90,12 +90,12 @@ def parser() -> Parser:
         help="bits of 16-bit grey images, as pack.py takes them (default: 16)",
     )
     network = result.add_argument_group("network").add_argument
-    network("--size", type=int, default=518, help="shorter side of its input in px (default: 518)")
+    network("--size", type=int, help="shorter side of its input in px (default: about 518)")
     network("--tiles", action="store_true", help="full resolution from tiles of --size px")
     network("--batch", type=int, default=4, help="images or tiles at once (default: 4)")
     network("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
     weights = result.add_argument_group("weights that do not say what they are").add_argument
-    weights("--kind", choices=("metric", "relative"))
+    weights("--kind", choices=("metric", "relative", "affine"))
     weights(
         "--max_depth_m",
         type=number(*MAX_DEPTH_M),

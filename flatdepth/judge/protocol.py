@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flatdepth.errors import UserError
 from flatdepth.geometry import View
-from flatdepth.models.network import PATCH, Kind
+from flatdepth.models.network import Kind
 
 Alignment = Literal["metric", "median", "scale", "scale-shift-depth", "scale-shift-inverse"]
 Fit = Literal["least-squares", "robust"]
@@ -162,6 +162,16 @@ def describe_alignment(alignment: Alignment, fit: Fit) -> str:
     }[alignment]
 
 
+def own_alignment(kind: Kind) -> Alignment:
+    """What a prediction of a kind needs to be depth in metres."""
+    alignments: dict[Kind, Alignment] = {
+        "metric": "metric",
+        "relative": "scale-shift-inverse",
+        "affine": "scale-shift-depth",
+    }
+    return alignments[kind]
+
+
 def align(
     prediction: Float[Tensor, "b 1 h w"],
     truth_m: Float[Tensor, "b 1 h w"],
@@ -181,7 +191,7 @@ def align(
     - ``median``: times median(truth) / median(prediction) (Zhou et al. 2017).
     - ``scale``: times s, least ``sum (s p - t)^2``; robust: least ``sum |s p - t|``, which is the
       median of t / p with weights p.
-    - ``scale-shift-depth``: ``s p + c`` fitted to t.
+    - ``scale-shift-depth``: ``s p + c`` fitted to t, p as it is from an affine model.
     - ``scale-shift-inverse``: ``s / p + c`` (``s q + c`` for a relative model's q) fitted to 1 / t
       (Ranftl et al. 2020, MiDaS, equation 4).
 
@@ -189,18 +199,18 @@ def align(
     with a shift do so by iteratively reweighted least squares (Schlossmacher 1973).
 
     Args:
-        prediction: planar z in metres (``metric`` models) or inverse depth up to scale and shift.
+        prediction: as models of the kind give it.
         truth_m: true planar z in metres.
         mask: the pixels to fit on.
         kind: what the prediction is.
         range_m: (near, far) in metres that depth predictions are brought into before a fit.
 
     Raises:
-        ValueError: a relative prediction with an alignment that does not fit a shift in inverse
-            depth, which it is only known up to.
+        ValueError: a prediction that is only known up to scale and shift with any other alignment
+            than one that fits both in its own quantity (``own_alignment``).
     """
-    if kind == "relative" and alignment != "scale-shift-inverse":
-        raise ValueError(f"a relative prediction cannot be aligned by {alignment}")
+    if kind != "metric" and alignment != own_alignment(kind):
+        raise ValueError(f"a prediction of kind {kind} cannot be aligned by {alignment}")
     if alignment == "metric":
         return prediction
     near, far = range_m
@@ -210,7 +220,9 @@ def align(
         if kind == "metric":
             inverse = prediction.double().clamp(near, far).reciprocal()
         return align_inverse_depth(inverse, truth_m, mask, range_m, fit)
-    pred_m = prediction.double().clamp(near, far)
+    pred_m = prediction.double()
+    if kind == "metric":
+        pred_m = pred_m.clamp(near, far)
     if alignment == "scale-shift-depth":
         scale, mean_x, mean_y = _fit_line(pred_m, truth_m.double(), mask, fit)
         return (scale * (pred_m - mean_x) + mean_y).to(prediction.dtype)
@@ -297,15 +309,15 @@ def _median(x: Float64[Tensor, " n"]) -> Float64[Tensor, ""]:
     return (ordered[(len(x) - 1) // 2] + ordered[len(x) // 2]) / 2
 
 
-def network_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) of the network's input: the aspect is kept as multiples of 14 allow.
+def network_size(height: int, width: int, short_side: int, multiple: int) -> tuple[int, int]:
+    """(height, width) of the network's input: the aspect is kept as multiples allow.
 
-    The shorter side becomes ``short_side``, the longer one the nearest multiple of 14, as in Depth
+    The shorter side becomes ``short_side``, the longer one the nearest multiple, as in Depth
     Anything V2's preprocessing.
     """
     scale = short_side / min(height, width)
     rows, columns = (
-        max(short_side, round(side * scale / PATCH) * PATCH) for side in (height, width)
+        max(short_side, round(side * scale / multiple) * multiple) for side in (height, width)
     )
     return rows, columns
 

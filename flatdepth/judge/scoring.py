@@ -24,6 +24,7 @@ from flatdepth.augment.plan.layout import Paste
 from flatdepth.augment.rng import Draws
 from flatdepth.cli import parse_config
 from flatdepth.config import (
+    LEAST_SIDE,
     MICRO_BATCH,
     MOST_SIDE,
     SEED,
@@ -31,6 +32,8 @@ from flatdepth.config import (
     PasteConfig,
     SetConfig,
     TrainConfig,
+    expect_multiple,
+    nearest_multiple,
 )
 from flatdepth.data.demo import ensure_demo
 from flatdepth.data.frames import Pictures, Subset, open_corpus
@@ -55,10 +58,11 @@ from flatdepth.judge.protocol import (
     Protocol,
     align,
     network_size,
+    own_alignment,
     upsample,
 )
 from flatdepth.models.checkpoint import open_model
-from flatdepth.models.network import PATCH, DepthNetwork, Kind
+from flatdepth.models.network import DepthNetwork, Kind
 from flatdepth.models.precision import expect_room
 from flatdepth.types import METRICS, Batch, Region
 
@@ -119,12 +123,7 @@ class Request:
         expect_within("--threads", self.threads, 1, 256)
         expect_within("--bootstrap", self.bootstrap, 1, 10**5)
         expect_within("--paste", self.paste_seed or 0, *SEED)
-        expect_within("--size", PATCH if self.size is None else self.size, PATCH, MOST_SIDE)
-        if self.size is not None and self.size % PATCH:
-            raise UserError(
-                f"--size: expected a positive multiple of {PATCH}, got {self.size}; the nearest is "
-                f"{max(PATCH, round(self.size / PATCH) * PATCH)}"
-            )
+        expect_within("--size", self.size or LEAST_SIDE, LEAST_SIDE, MOST_SIDE)
         near, far = self.protocol.range_m
         if not 0 < near < far < math.inf:
             raise UserError(f"--range: expected 0 < NEAR < FAR in metres, got {near:g} {far:g}")
@@ -202,7 +201,8 @@ class Domain:
     Attributes:
         name: of the data set.
         frames: identity -> (key, scene) of the evaluated frames.
-        sizes: (height, width) of what was compared -> (height, width) of the network's input.
+        sizes: (height, width) of what was compared -> (height, width) of the (first) network's
+            input.
         scores, tables: per contender.
         differences: per contender from the second on, its figures minus the first's.
         trained: per contender how many of the frames it was trained on; None if not known.
@@ -237,11 +237,17 @@ class Verdict:
     contenders: Sequence[Contender]
     domains: Sequence[Domain]
 
+    def _multiples(self) -> str:
+        """What the sides of the inputs are multiples of, in words."""
+        found = sorted({contender.model.multiple for contender in self.contenders})
+        return " or ".join(map(str, found)) + (" as it takes them" if len(found) > 1 else "")
+
     def conditions(self) -> str:
         """Protocol, resolution and means in one sentence."""
         return (
             f"{self.request.protocol}; picture resized to a shorter side of {self.size} px "
-            "(antialiased bilinear, longer side to the nearest multiple of 14), prediction brought "
+            "(antialiased bilinear, longer side to the nearest multiple of "
+            f"{self._multiples()}), prediction brought "
             "to the truth's resolution (bilinear, corners aligned); means over images"
         )
 
@@ -309,12 +315,15 @@ def open_contenders(request: Request, device: torch.device) -> list[Contender]:
         print(report, file=sys.stderr)
         run = run_config(source)
         known = names if names is not None else _run_datasets(run)
-        own: Alignment = "metric" if model.kind == "metric" else "scale-shift-inverse"
+        if request.size is not None:
+            expect_multiple("--size", request.size, model.multiple)
+        own = own_alignment(model.kind)
         for alignment in request.alignments or (own,):
-            if model.kind == "relative" and alignment != "scale-shift-inverse":
+            if model.kind != "metric" and alignment != own:
+                what = "inverse depth" if model.kind == "relative" else "depth"
                 raise UserError(
-                    f"--align: {source} predicts inverse depth up to scale and shift, which "
-                    f"{alignment} cannot align; leave --align out, or give scale-shift-inverse"
+                    f"--align: {source} predicts {what} up to scale and shift, which "
+                    f"{alignment} cannot align; leave --align out, or give {own}"
                 )
             contenders.append(
                 Contender(
@@ -494,7 +503,7 @@ class Seen:
     Attributes:
         batch: the pictures at their own resolution, pasted.
         counted: the pixels that count.
-        network: (height, width) of the network's input.
+        network: (height, width) of the first contender's input.
         depths_m: per contender the aligned depth in metres, at the pictures' resolution.
     """
 
@@ -523,15 +532,19 @@ def look(
     batch, plans, _ = to_device(samples, device, depth_range_m=request.protocol.range_m)
     batch = paste(batch, plans, depth_range_m=request.protocol.range_m)
     height, width = batch.image.shape[-2:]
-    rows, columns = network_size(height, width, size)
-    whole = View(top=0, left=0, crop_height=height, crop_width=width, height=rows, width=columns)
-    resized = torch.stack([view_image(image, whole) for image in batch.image])
     counted = batch.valid & request.protocol.mask(height, width).to(device)
     depths_m: list[Tensor] = []
+    networks: list[tuple[int, int]] = []
     torch.backends.cudnn.allow_tf32 = False  # figures shall not depend on the device
     for model, its_contenders in groupby(contenders, key=lambda contender: contender.model):
+        side = nearest_multiple(size, model.multiple)
+        rows, columns = network_size(height, width, side, model.multiple)
+        networks.append((rows, columns))
+        view = View(top=0, left=0, crop_height=height, crop_width=width, height=rows, width=columns)
+        resized = torch.stack([view_image(image, view) for image in batch.image])
+        focal_px = batch.focal_px * columns / width
         try:
-            prediction = upsample(model(resized), height, width)
+            prediction = upsample(model(resized, focal_px), height, width)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -551,7 +564,7 @@ def look(
             )
             for contender in its_contenders
         ]
-    return Seen(batch=batch, counted=counted, network=(rows, columns), depths_m=depths_m)
+    return Seen(batch=batch, counted=counted, network=networks[0], depths_m=depths_m)
 
 
 def _score(

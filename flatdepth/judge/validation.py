@@ -21,7 +21,7 @@ from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Corpus
 from flatdepth.data.loader import EVAL_AHEAD, Sample, in_order, to_device, validation_sample
 from flatdepth.judge.metrics import RegionTable, image_metrics, region_masks
-from flatdepth.judge.protocol import align_inverse_depth
+from flatdepth.judge.protocol import align, own_alignment
 from flatdepth.models.network import DepthNetwork
 from flatdepth.models.precision import autocast
 from flatdepth.show.pictures import (
@@ -51,11 +51,11 @@ class Evaluation:
 
 def protocol(config: TrainConfig) -> str:
     """The conditions of the figures, in one sentence."""
-    alignment = (
-        "no alignment"
-        if config.model.kind == "metric"
-        else "scale and shift aligned in inverse depth by least squares over each image"
-    )
+    alignment = {
+        "metric": "no alignment",
+        "relative": "scale and shift aligned in inverse depth by least squares over each image",
+        "affine": "scale and shift aligned in depth by least squares over each image",
+    }[config.model.kind]
     return (
         f"{config.model.kind} depth, {alignment}, {config.data.min_depth_m:g} to "
         f"{config.model.max_depth_m:g} m, central view resized to {config.data.height} x "
@@ -129,7 +129,7 @@ def evaluate(
 def predict_depth(
     model: DepthNetwork, samples: list[Sample], config: TrainConfig, accelerator: Accelerator
 ) -> tuple[Batch, Float[Tensor, "b 1 h w"]]:
-    """The pasted batch and the depth in metres that the model says, aligned if it is relative."""
+    """The pasted batch and the depth in metres that the model says, aligned unless it is metric."""
     depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
     batch, plans, _ = to_device(
         samples,
@@ -138,11 +138,16 @@ def predict_depth(
     )
     batch = paste(batch, plans, depth_range_m=depth_range_m)
     with autocast(accelerator):
-        prediction = model(batch.image)
-    prediction = prediction.float()
-    if model.kind == "relative":
-        prediction = align_inverse_depth(prediction, batch.depth_m, batch.valid, depth_range_m)
-    return batch, prediction
+        prediction = model(batch.image, batch.focal_px)
+    pred_m = align(
+        prediction.float(),
+        batch.depth_m,
+        batch.valid,
+        kind=model.kind,
+        alignment=own_alignment(model.kind),
+        range_m=depth_range_m,
+    )
+    return batch, pred_m
 
 
 def _shown(places: Sequence[tuple[int, int]], corpus: Corpus, most: int) -> set[int]:

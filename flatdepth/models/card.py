@@ -16,8 +16,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flatdepth.errors import UserError
-from flatdepth.models import efficientnet
-from flatdepth.models.checkpoint import read_metadata
+from flatdepth.models.checkpoint import network_of, read_metadata
+from flatdepth.models.networks import network_class
 from flatdepth.show.pictures import write_atomic
 from flatdepth.types import METRICS, METRICS_FORMAT
 from flatdepth.untrusted import parse_json, parse_yaml
@@ -118,7 +118,8 @@ def model_card(
         run: where recipe and figures come from; without one the card says that there are none.
         layout: which way of loading it shows.
     """
-    identifier, licence = _licence(metadata["encoder"], run)
+    metadata = {**metadata, "network": network_of(metadata)}
+    identifier, licence = _licence(metadata, run)
     after = _evaluation(metadata, run)
     before = run.metrics["evaluations"][0] if run and after else None
     title = f"{run.config['name']}, {name}" if run and name in ("final", "best") else name
@@ -154,9 +155,8 @@ def model_card(
 
 def _architecture(metadata: Mapping[str, str]) -> tuple[str, str]:
     """Its tag on the hub, and in words."""
-    if metadata["encoder"] in efficientnet.ENCODERS:
-        return "efficientnet", "EfficientNet-Lite with the fusion head of Depth Anything V2"
-    return "depth-anything-v2", "Depth Anything V2 architecture"
+    network = network_class(metadata["network"])
+    return network.name.replace("_", "-"), network.architecture
 
 
 def _evaluation(metadata: Mapping[str, str], run: RunRecord | None) -> Mapping[str, Any] | None:
@@ -235,20 +235,13 @@ def _number(evaluation: Mapping[str, Any], region: str, metric: str) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "–"
 
 
-def _licence(encoder: str, run: RunRecord | None) -> tuple[str, str]:
+def _licence(metadata: Mapping[str, str], run: RunRecord | None) -> tuple[str, str]:
     """The licence's identifier on the hub, and why it is that one."""
     own_start = run is not None and run.config["model"]["checkpoint"] is None
-    if encoder == "vitt" or own_start:
+    published = network_class(metadata["network"]).licence(metadata["encoder"])
+    if published is None or own_start:
         return "apache-2.0", "Not derived from official weights; Apache-2.0, as flatdepth."
-    if encoder in efficientnet.ENCODERS:
-        return "apache-2.0", "Derived from EfficientNet-Lite's weights, which are Apache-2.0."
-    name = f"The official Depth Anything V2 {_NAMES[encoder]} weights are"
-    if encoder == "vits":
-        return "apache-2.0", f"{name} Apache-2.0, and so are weights derived from them."
-    return (
-        "cc-by-nc-4.0",
-        f"{name} CC-BY-NC-4.0, which weights derived from them inherit: no commercial use.",
-    )
+    return published
 
 
 def _paths(paths: Iterable[str]) -> str:

@@ -29,19 +29,12 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 import flatdepth
+from flatdepth.config import NETWORKS
 from flatdepth.errors import UserError
 from flatdepth.models.depth_anything import ENCODERS
-from flatdepth.models.efficientnet import from_efficientnet, is_efficientnet, is_lite
-from flatdepth.models.huggingface import (
-    CONFIG,
-    MODEL_TYPE,
-    WEIGHTS,
-    from_huggingface,
-    is_huggingface,
-    read_config,
-)
-from flatdepth.models.network import DepthNetwork, Kind
-from flatdepth.models.networks import make_network
+from flatdepth.models.huggingface import CONFIG, WEIGHTS
+from flatdepth.models.network import UNITS, DepthNetwork, Kind
+from flatdepth.models.networks import CLASSES, make_network, network_class
 from flatdepth.models.probe import check_weights, likely_kind
 from flatdepth.models.unwrap import listed, unwrap
 from flatdepth.resources import demo_file
@@ -49,9 +42,6 @@ from flatdepth.untrusted import parse_json
 
 FORMAT = "flatdepth"
 """The value of ``format`` in the metadata of files that we wrote."""
-
-ENCODER = "pretrained."
-HEAD = "depth_head."
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
@@ -62,13 +52,6 @@ SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 MAX_JSON_BYTES = 1 << 24
 """An index of ViT-L takes 0.05 MB."""
 
-OFFICIAL_NAME = re.compile(
-    r"depth_anything_v2(?:_metric_(?P<data>hypersim|vkitti))?_(?P<encoder>vit[sblg])(?:_fp(?:16|32))?"
-)
-"""What the official files are called, without suffix; they say nothing about themselves."""
-OFFICIAL_MAX_DEPTH_M = {"hypersim": "20.0", "vkitti": "80.0"}
-VERSION_1_NAME = re.compile(r"depth_anything_vit[sbl]14")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile:
@@ -77,6 +60,7 @@ class WeightFile:
     Attributes:
         source: the file, folder or hub id as it was given.
         path: the local file.
+        network: the name of the network that its tensors look like, ``config.NETWORKS``.
         tensors: official name -> tensor in the file's own dtype, on the CPU.
         unwrapped: what was taken off or converted on the way, in words.
         metadata: as ``read_metadata`` gives it.
@@ -84,27 +68,25 @@ class WeightFile:
 
     source: str
     path: Path
+    network: str
     tensors: Mapping[str, Tensor]
     unwrapped: tuple[str, ...]
     metadata: Mapping[str, str] | None
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and number of blocks of the encoder; None if there is none."""
-        token = self.tensors.get(ENCODER + "cls_token")
+        """Width and number of blocks of a DINOv2 encoder; None if there is none."""
+        token = self.tensors.get("pretrained.cls_token")
         if token is None or token.ndim == 0:
             return None
-        prefix = ENCODER + "blocks."
+        prefix = "pretrained.blocks."
         inside = (name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix))
         return token.shape[-1], len({name.split(".")[0] for name in inside})
 
     @property
     def encoder(self) -> str | None:
         """The encoder's name; None if there is none or none of that size."""
-        if is_lite(self.tensors):
-            return "lite0"
-        sizes = {(spec.embed_dim, spec.depth): name for name, spec in ENCODERS.items()}
-        return None if self.size is None else sizes.get(self.size)
+        return network_class(self.network).size_of(self.tensors)
 
     @property
     def file_bytes(self) -> int:
@@ -115,7 +97,9 @@ class WeightFile:
 
     @property
     def has_head(self) -> bool:
-        return any(name.startswith(HEAD) for name in self.tensors)
+        return any(
+            name.startswith(network_class(self.network).head_prefix) for name in self.tensors
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,10 +155,11 @@ def read_weights(source: str) -> WeightFile:
     path = _locate(source)
     metadata = read_metadata(path)
     tensors, unwrapped = unwrap(_read(path, source), source)
-    tensors, notes = _as_official_layout(tensors)
+    network, tensors, notes = _recognised(tensors, metadata)
     return WeightFile(
         source=source,
         path=path,
+        network=network,
         tensors=tensors,
         unwrapped=(*unwrapped, *notes),
         metadata=metadata,
@@ -220,10 +205,11 @@ def model_of(
 ) -> tuple[DepthNetwork, LoadReport]:
     """``open_model`` for a file that has been read."""
     source, said = weights.source, weights.metadata or {}
+    network = network_class(weights.network)
     if weights.encoder is None:
         found = "no encoder" if weights.size is None else f"one of width and depth {weights.size}"
         raise UserError(
-            f"{source}: expected an encoder of Depth Anything V2 ({', '.join(ENCODERS)}), found "
+            f"{source}: expected an encoder of {network.title} ({', '.join(network.sizes)}), found "
             f"{found}; take another file"
         )
     if not weights.has_head:
@@ -239,7 +225,8 @@ def model_of(
                 f"{source} says that its {field} is {said[field]}, so {value} would misread it; "
                 f"leave {field} out"
             )
-    chosen = kind or said.get("kind")
+    kinds = NETWORKS[weights.network].kinds
+    chosen = kind or said.get("kind") or (kinds[0] if len(kinds) == 1 else None)
     if chosen is None:
         guess = guess_kind(weights)
         hint = f", and its logits look {guess}" if guess else ""
@@ -247,8 +234,8 @@ def model_of(
             f"{source} does not say its kind{hint}; give --kind metric and --max_depth_m, or "
             "--kind relative"
         )
-    if chosen == "relative":
-        model = make_network(weights.encoder, kind="relative")
+    if chosen != "metric":
+        model = make_network(weights.network, weights.encoder, kind=cast(Kind, chosen))
     elif max_depth_m is None and "max_depth_m" not in said:
         raise UserError(
             f"{source} does not say its maximum depth; give --max_depth_m, which is 20 for the "
@@ -256,7 +243,7 @@ def model_of(
         )
     else:
         far = float(said["max_depth_m"]) if max_depth_m is None else max_depth_m
-        model = make_network(weights.encoder, kind="metric", max_depth_m=far)
+        model = make_network(weights.network, weights.encoder, kind="metric", max_depth_m=far)
     return model.eval(), _load(model, weights, "keep")
 
 
@@ -266,9 +253,10 @@ def guess_kind(weights: WeightFile) -> Kind | None:
     Raises:
         UserError: the tensors are not those of a model of the encoder's size.
     """
-    if weights.encoder is None or not weights.has_head:
+    probed = network_class(weights.network).probed
+    if weights.encoder is None or not weights.has_head or not probed:
         return None
-    model = make_network(weights.encoder, kind="relative")
+    model = make_network(weights.network, weights.encoder, kind="relative")
     _check_tensors(model, weights, model.state_dict(), weights.tensors)
     model.load_state_dict({name: t.float() for name, t in weights.tensors.items()})
     return likely_kind(model)
@@ -277,19 +265,21 @@ def guess_kind(weights: WeightFile) -> Kind | None:
 def _load(model: DepthNetwork, weights: WeightFile, head: Literal["keep", "fresh"]) -> LoadReport:
     doubts = _check_metadata(model, weights, head)
     expected = model.state_dict()
-    fresh = tuple(name for name in expected if head == "fresh" and name.startswith(HEAD))
+    fresh = tuple(
+        name for name in expected if head == "fresh" and name.startswith(model.head_prefix)
+    )
     wanted = {name: t for name, t in expected.items() if name not in fresh}
     tensors = {
         name: t
         for name, t in weights.tensors.items()
-        if head == "keep" or not name.startswith(HEAD)
+        if head == "keep" or not name.startswith(model.head_prefix)
     }
     _check_encoder(model, weights)
     _check_tensors(model, weights, wanted, tensors)
     state = {**expected, **{name: t.to(expected[name]) for name, t in tensors.items()}}
     said = weights.metadata or {}
     # What we wrote is believed; names and configs of others are soon wrong.
-    if head == "keep" and said.get("format") != FORMAT:
+    if model.probed and head == "keep" and said.get("format") != FORMAT:
         probed = check_weights(model, state, weights.source)
         doubts += () if "max_depth_m" in said else probed
     model.load_state_dict(state, strict=True)
@@ -376,22 +366,28 @@ def read_metadata(path: Path) -> dict[str, str] | None:
         return _checked({key: str(header[key]) for key in sorted(header)}, path)
     if path.name in (WEIGHTS, INDEX, PICKLED_WEIGHTS):
         config = _read_json(path.with_name(CONFIG))
-        if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE:
-            own = header if isinstance(header, dict) else {}
-            said = {**own, **read_config(config, str(path)), "format": "transformers"}
-            return {key: said[key] for key in sorted(said)}
-    if VERSION_1_NAME.fullmatch(path.stem):
-        raise UserError(
-            f"{path.name} is a file of Depth Anything version 1, whose head reads other blocks of "
-            "the encoder; take a depth_anything_v2 file"
-        )
-    if name := OFFICIAL_NAME.fullmatch(path.stem):
-        said = {"format": "official", "encoder": name["encoder"], "kind": "relative"}
-        if name["data"]:
-            far = OFFICIAL_MAX_DEPTH_M[name["data"]]
-            said |= {"kind": "metric", "max_depth_m": far}
-        return said
+        for name in CLASSES if isinstance(config, dict) else ():
+            configured = network_class(name).configured(cast(dict[str, object], config), str(path))
+            if configured is not None:
+                own = header if isinstance(header, dict) else {}
+                said = {**own, **_with_units(configured), "network": name, "format": "transformers"}
+                return {key: said[key] for key in sorted(said)}
+    for name in CLASSES:
+        named = network_class(name).named(path.stem)
+        if named is not None:
+            return {"format": "official", "network": name, **named}
     return None
+
+
+def _with_units(said: Mapping[str, str]) -> dict[str, str]:
+    units = UNITS.get(cast(Kind, said.get("kind")))
+    return {**said, "units": units} if units else dict(said)
+
+
+def network_of(said: Mapping[str, str]) -> str:
+    """The network that metadata mean; files of earlier versions say its encoder only."""
+    homes = (name for name, facts in NETWORKS.items() if said.get("encoder") in facts.encoders)
+    return said.get("network") or next(homes, next(iter(NETWORKS)))
 
 
 def _checked(said: dict[str, str], path: Path) -> dict[str, str]:
@@ -404,8 +400,8 @@ def _checked(said: dict[str, str], path: Path) -> dict[str, str]:
     if not sound:
         shown = ", ".join(f"{key} {said.get(key)}" for key in ("kind", "max_depth_m"))
         raise UserError(
-            f"{path}: expected in its metadata the kind metric, with max_depth_m in metres, or "
-            f"relative, found {shown}; save it again"
+            f"{path}: expected in its metadata the kind metric, with max_depth_m in metres, "
+            f"relative or affine, found {shown}; save it again"
         )
     return said
 
@@ -545,17 +541,19 @@ def _read_file(path: Path, source: str) -> object:
         raise UserError(_unreadable(source, error)) from error
 
 
-def _as_official_layout(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Name the tensors as the official checkpoints do, where their layout is known."""
-    if is_efficientnet(tensors):
-        own = {ENCODER + name: t for name, t in from_efficientnet(tensors).items()}
-        return own, ["renamed the tensors from the names of EfficientNet-Lite, norms in scales"]
-    if is_huggingface(tensors):
-        return from_huggingface(tensors), ["renamed the tensors from the layout of transformers"]
-    if "patch_embed.proj.weight" in tensors:
-        note = f"put the prefix {ENCODER!r} before every name of a plain DINOv2 encoder"
-        return {ENCODER + name: t for name, t in tensors.items()}, [note]
-    return tensors, []
+def _recognised(
+    tensors: dict[str, Tensor], metadata: Mapping[str, str] | None
+) -> tuple[str, dict[str, Tensor], list[str]]:
+    """The network whose tensors they look like, the tensors by its names, and what was done.
+
+    A file that says its network is believed; what no network knows is taken for the first.
+    """
+    said = (metadata or {}).get("network", "")
+    for name in [said] if said in CLASSES else CLASSES:
+        found = network_class(name).renamed(tensors)
+        if found is not None:
+            return (name, *found)
+    return next(iter(CLASSES)), tensors, []
 
 
 def _check_metadata(
@@ -565,18 +563,19 @@ def _check_metadata(
     described, metadata = describe(model), weights.metadata or {}
     doubts = []
     # Kind and maximum depth say what the head's output means; the encoder is the same for all.
-    for field in ("encoder",) if head == "fresh" else ("encoder", "kind", "max_depth_m"):
+    meaning = () if head == "fresh" else ("kind", "max_depth_m")
+    for field in ("network", "encoder", *meaning):
         said, own = metadata.get(field), described.get(field)
         if said is None or own is None or said == own:
             continue
         if metadata["format"] == "official":
-            if field != "encoder":  # The tensors say that.
+            if field in meaning:  # The tensors say the rest.
                 doubts.append(
                     f"{field} is {said} by the file's official name but {own} in the model; set it "
                     f"to {said} if the file is what its name says"
                 )
             continue
-        advice = "" if field == "encoder" else " or pass head='fresh'"
+        advice = " or pass head='fresh'" if field in meaning else ""
         raise UserError(
             f"{weights.source}: {field} is {said} in the file but {own} in the model"
             f"{_CONSEQUENCES.get((field, own), '')}; set {field} to {said}{advice}"
@@ -598,6 +597,7 @@ def describe(model: DepthNetwork, extra: Mapping[str, str] | None = None) -> dic
     """
     described = {
         "format": FORMAT,
+        "network": model.name,
         "encoder": model.encoder,
         "kind": model.kind,
         "units": model.units,
@@ -613,7 +613,8 @@ def describe(model: DepthNetwork, extra: Mapping[str, str] | None = None) -> dic
 
 def plain_state(model: DepthNetwork) -> dict[str, Tensor]:
     """The state dict as it is written: on the CPU, contiguous, without gradients."""
-    return {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    state = model.published(model.state_dict())
+    return {name: t.detach().cpu().contiguous() for name, t in state.items()}
 
 
 def _check_encoder(model: DepthNetwork, weights: WeightFile) -> None:
@@ -621,7 +622,7 @@ def _check_encoder(model: DepthNetwork, weights: WeightFile) -> None:
     like, size = weights.encoder, weights.size
     if like == model.encoder or (like is None and size is None):
         return
-    spec = ENCODERS.get(model.encoder)
+    spec = ENCODERS.get(model.encoder) if weights.size else None
     wanted = f" (width {spec.embed_dim}, {spec.depth} blocks)" if spec else ""
     found = f" (width {size[0]}, {size[1]} blocks)" if size else ""
     raise UserError(
@@ -642,10 +643,10 @@ def _check_tensors(
     if not wanted.keys() & tensors.keys():
         raise UserError(
             f"{source}: none of its {len(tensors)} tensors belongs to the model: expected names "
-            f"such as {listed(wanted)}, found {listed(tensors)}; take a Depth Anything V2 file"
+            f"such as {listed(wanted)}, found {listed(tensors)}; take a {model.title} file"
         )
     missing = [name for name in wanted if name not in tensors]
-    if missing and set(missing) == {name for name in wanted if name.startswith(HEAD)}:
+    if missing and set(missing) == {n for n in wanted if n.startswith(model.head_prefix)}:
         raise UserError(
             f"{source} holds no depth head (expected names such as {listed(missing)}); pass "
             "head='fresh' to start with a new one"

@@ -8,7 +8,8 @@ Shapes: b batch, n tokens, d embedding width, h and w pixels, rows and cols patc
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatdepth.models.network import PATCH, DepthNetwork, call
+from flatdepth.errors import UserError
+from flatdepth.models.network import DepthNetwork, call
+
+PATCH = 14
+"""Side in pixels of what becomes a token."""
 
 GRID = 37
 """Patches along each side of the position embedding: training pictures were 518 pixels wide."""
@@ -91,9 +96,21 @@ ENCODERS = {
 """The four official sizes, and ``vitt``: ours, trained from scratch for quickstarts on a CPU."""
 
 
+OFFICIAL_NAME = re.compile(
+    r"depth_anything_v2(?:_metric_(?P<data>hypersim|vkitti))?_(?P<encoder>vit[sblg])(?:_fp(?:16|32))?"
+)
+"""What the official files are called, without suffix; they say nothing about themselves."""
+OFFICIAL_MAX_DEPTH_M = {"hypersim": "20.0", "vkitti": "80.0"}
+VERSION_1_NAME = re.compile(r"depth_anything_vit[sbl]14")
+
+
 class DepthAnythingV2(DepthNetwork):
     """Depth Anything V2; ``DepthNetwork`` has its arguments."""
 
+    name = "depth_anything_v2"
+    title = "Depth Anything V2"
+    architecture = "Depth Anything V2 architecture"
+    probed = True
     sizes = ENCODERS
     stem = ("cls_token", "pos_embed", "patch_embed.")
 
@@ -104,6 +121,63 @@ class DepthAnythingV2(DepthNetwork):
     def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
         grid = (image.shape[-2] // PATCH, image.shape[-1] // PATCH)
         return self.depth_head(self.pretrained(image), grid)
+
+    @classmethod
+    def licence(cls, encoder: str) -> tuple[str, str] | None:
+        sizes = {"vits": "Small", "vitb": "Base", "vitl": "Large", "vitg": "Giant"}
+        if encoder not in sizes:
+            return None
+        name = f"The official Depth Anything V2 {sizes[encoder]} weights are"
+        if encoder == "vits":
+            return "apache-2.0", f"{name} Apache-2.0, and so are weights derived from them."
+        return (
+            "cc-by-nc-4.0",
+            f"{name} CC-BY-NC-4.0, which weights derived from them inherit: no commercial use.",
+        )
+
+    @classmethod
+    def named(cls, stem: str) -> Mapping[str, str] | None:
+        if VERSION_1_NAME.fullmatch(stem):
+            raise UserError(
+                f"{stem} is a file of Depth Anything version 1, whose head reads other blocks of "
+                "the encoder; take a depth_anything_v2 file"
+            )
+        name = OFFICIAL_NAME.fullmatch(stem)
+        if name is None:
+            return None
+        said = {"encoder": name["encoder"], "kind": "relative"}
+        if name["data"]:
+            said |= {"kind": "metric", "max_depth_m": OFFICIAL_MAX_DEPTH_M[name["data"]]}
+        return said
+
+    @classmethod
+    def configured(cls, config: Mapping[str, object], source: str) -> Mapping[str, str] | None:
+        from flatdepth.models import huggingface  # which takes the sizes from here
+
+        return huggingface.read_config(config, source)
+
+    @classmethod
+    def renamed(cls, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
+        from flatdepth.models import huggingface
+
+        if huggingface.is_huggingface(tensors):
+            own = huggingface.from_huggingface(tensors)
+            return own, ["renamed the tensors from the layout of transformers"]
+        if "patch_embed.proj.weight" in tensors:
+            own = {f"pretrained.{name}": tensor for name, tensor in tensors.items()}
+            return own, ["put the prefix 'pretrained.' before every name of a plain DINOv2 encoder"]
+        return (dict(tensors), []) if "pretrained.cls_token" in tensors else None
+
+    @classmethod
+    def size_of(cls, tensors: Mapping[str, Tensor]) -> str | None:
+        token = tensors.get("pretrained.cls_token")
+        if token is None or token.ndim == 0:
+            return None
+        prefix = "pretrained.blocks."
+        inside = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
+        depth = len({name.split(".")[0] for name in inside})
+        sizes = {(spec.embed_dim, spec.depth): name for name, spec in cls.sizes.items()}
+        return sizes.get((token.shape[-1], depth))
 
 
 class DinoV2(nn.Module):

@@ -80,6 +80,10 @@ ENCODERS = {
 class EfficientNetDepth(DepthNetwork):
     """EfficientNet-Lite and the fusion head; ``DepthNetwork`` has its arguments."""
 
+    name = "efficientnet"
+    title = "EfficientNet-Lite"
+    architecture = "EfficientNet-Lite with the fusion head of Depth Anything V2"
+    probed = True
     sizes = ENCODERS
     stem = ("stem.",)
 
@@ -92,6 +96,24 @@ class EfficientNetDepth(DepthNetwork):
         # Channels of a pixel side by side: 1.6 times as fast on a CPU as rows of one channel.
         image = image.contiguous(memory_format=torch.channels_last)
         return self.depth_head(self.pretrained(image), size)
+
+    @classmethod
+    def licence(cls, encoder: str) -> tuple[str, str] | None:
+        del encoder
+        return "apache-2.0", "Derived from EfficientNet-Lite's weights, which are Apache-2.0."
+
+    @classmethod
+    def renamed(cls, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
+        if "pretrained.stem.scale" in tensors:
+            return dict(tensors), []
+        if "_conv_stem.weight" not in tensors:
+            return None
+        own = {f"pretrained.{name}": t for name, t in from_efficientnet(tensors).items()}
+        return own, ["renamed the tensors from the names of EfficientNet-Lite, norms in scales"]
+
+    @classmethod
+    def size_of(cls, tensors: Mapping[str, Tensor]) -> str | None:
+        return "lite0" if "pretrained.stem.scale" in tensors else None
 
 
 class EfficientNet(nn.Module):
@@ -222,16 +244,6 @@ class FusionHead(nn.Module):
 _BLOCK_CONV = re.compile(r"_blocks\.(\d+)\._(expand|depthwise|project)_conv\.weight")
 _NORM_OF = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
 _EPS = 1e-3
-
-
-def is_lite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether they hold the encoder by our names."""
-    return "pretrained.stem.scale" in tensors
-
-
-def is_efficientnet(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether they are named as in the published EfficientNet weights for PyTorch."""
-    return "_conv_stem.weight" in tensors and "_blocks.0._depthwise_conv.weight" in tensors
 
 
 def from_efficientnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

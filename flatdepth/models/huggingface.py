@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import ENCODERS
-from flatdepth.models.network import IMAGENET_MEAN, IMAGENET_STD, PATCH, DepthNetwork
+from flatdepth.models.depth_anything import ENCODERS, PATCH
+from flatdepth.models.network import IMAGENET_MEAN, IMAGENET_STD, DepthNetwork
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -89,7 +89,7 @@ def from_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def takes(model: DepthNetwork) -> bool:
     """Whether transformers can express the model: Depth Anything V2 of whole metres at most."""
     is_whole = model.kind == "relative" or model.max_depth_m.is_integer()
-    return is_whole and model.encoder in ENCODERS
+    return is_whole and model.name == "depth_anything_v2"
 
 
 def model_config(model: DepthNetwork) -> dict[str, object]:
@@ -156,14 +156,16 @@ def preprocessor_config(height: int, width: int) -> dict[str, object]:
     }
 
 
-def read_config(config: Mapping[str, object], source: str) -> dict[str, str]:
-    """Encoder, kind, units and maximum depth as ``config.json`` states them.
+def read_config(config: Mapping[str, object], source: str) -> dict[str, str] | None:
+    """Encoder, kind and maximum depth as ``config.json`` states them; None for other models.
 
     Raises:
         UserError: a value is not what transformers writes, or the head reads other blocks than
             that of Depth Anything V2, as version 1 does, whose tensors have the same names and
             shapes.
     """
+    if config.get("model_type") != MODEL_TYPE:
+        return None
     kind, far = config.get("depth_estimation_type", "relative"), config.get("max_depth", 1)
     if kind not in ("metric", "relative") or (
         kind == "metric" and not (isinstance(far, int | float) and 0 < far < math.inf)
@@ -172,7 +174,7 @@ def read_config(config: Mapping[str, object], source: str) -> dict[str, str]:
             f"{source}: expected in {CONFIG} the depth_estimation_type metric or relative and a "
             f"positive number as max_depth, found {kind!r} and {far!r}; restore that file"
         )
-    said = {"kind": str(kind), "units": "m" if kind == "metric" else "1/depth"}
+    said = {"kind": str(kind)}
     if kind == "metric":
         said["max_depth_m"] = str(float(str(far)))
     backbone = config.get("backbone_config")

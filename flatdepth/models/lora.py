@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flatdepth.errors import import_extra
 from flatdepth.models.network import DepthNetwork
-from flatdepth.models.networks import make_network
 
 TARGETS = r"pretrained\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))"
 """The linear layers that get adapters: all of every transformer block."""
@@ -31,7 +30,9 @@ def add_lora(model: DepthNetwork, *, rank: int, alpha: float) -> None:
         UserError: the package peft is missing.
     """
     peft = import_extra("peft", "model.lora_rank", "lora")
-    head = [p for p in model.depth_head.parameters() if p.requires_grad]
+    head = [
+        p for name, p in model.named_parameters() if p.requires_grad and not model.is_encoder(name)
+    ]
     settings = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS)
     peft.inject_adapter_in_model(settings, model, adapter_name=_NAME)
     for parameter in head:  # peft has frozen all that is no adapter
@@ -61,6 +62,6 @@ def merged(model: DepthNetwork) -> DepthNetwork:
                 tensor = tensor + layers[owner].get_delta_weight(_NAME)
             state[f"{owner}.{leaf}"] = tensor
     with torch.random.fork_rng(devices=[]):  # a new model draws weights that nothing needs
-        plain = make_network(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
+        plain = model.like()
     plain.load_state_dict(state, strict=True)
     return plain

@@ -1,4 +1,8 @@
-"""What all depth networks have in common, whatever their encoder."""
+"""What all depth networks have in common, whatever system of the field they are.
+
+A network says what it predicts (``kind``), which sides it takes (``multiple``), how its input is
+normalised and which of its parameters are its encoder; the rest of flatdepth asks for no more.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, cast
@@ -8,16 +12,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flatdepth.config import MAX_DEPTH_M
+from flatdepth.config import MAX_DEPTH_M, NETWORKS
 from flatdepth.errors import UserError, expect_within
-
-PATCH = 14
-"""Both sides of an image are multiples of it."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Kind = Literal["metric", "relative"]
+Kind = Literal["metric", "relative", "affine"]
+"""``metric``: planar z in metres. ``relative``: inverse depth up to scale and shift. ``affine``:
+planar z up to scale and shift."""
+
+Units = Literal["m", "1/depth", "depth"]
+UNITS: Mapping[Kind, Units] = {"metric": "m", "relative": "1/depth", "affine": "depth"}
+
 Checkpointing = Literal["none", "encoder", "encoder+head"]
 
 UNUSED = (
@@ -27,31 +34,64 @@ UNUSED = (
     "depth_head.scratch.refinenet4.resConfUnit1.conv2.weight",
     "depth_head.scratch.refinenet4.resConfUnit1.conv2.bias",
 )
-"""Tensors of the official checkpoints that no forward pass reads, so they never get a gradient."""
+"""Tensors of Depth Anything's checkpoints that no forward pass reads, so they get no gradient."""
+
+
+CANONICAL_FOCAL_PX = 300.0
+"""Focal length at which networks that need one predict metres (Depth Anything 3)."""
 
 
 class DepthNetwork(nn.Module):
-    """An encoder ``pretrained`` and a ``depth_head`` that predict one value per pixel.
+    """A network that predicts one value per pixel.
+
+    A subclass gives the attributes below, ``build`` (or ``parts``), ``logits`` and, where it is not
+    one of the two that all logits have, ``decode``. Its entry in ``config.NETWORKS`` says which
+    sizes and kinds there are.
 
     Args:
         encoder: a key of ``sizes``.
-        kind: ``"metric"`` predicts planar z in metres, ``"relative"`` inverse depth up to an
-            unknown scale and shift. Both have the same tensors.
-        max_depth_m: the metric prediction is ``max_depth_m * sigmoid(logit)``; it belongs to the
-            weights (20 for the official indoor files, 80 for outdoor). Unused when relative.
+        kind: what is predicted, one of the network's kinds.
+        max_depth_m: the metric prediction of a logit is ``max_depth_m * sigmoid(logit)``; it
+            belongs to the weights (20 for the official indoor files of Depth Anything V2, 80 for
+            outdoor). Unused when not metric.
         checkpointing: which activations are recomputed in the backward pass instead of kept: those
-            inside each of the encoder's ``blocks``, and those of the head's five parts too.
+            inside each of the encoder's ``blocks``, and those of the head's parts too.
 
     Raises:
-        UserError: the encoder's name is unknown or ``max_depth_m`` is not positive.
+        UserError: the encoder's name is unknown, the network does not predict that kind, or
+            ``max_depth_m`` is not positive.
     """
 
     image_mean: Tensor
     image_std: Tensor
+    name: ClassVar[str]
+    """Its key in ``config.NETWORKS``."""
+    title: ClassVar[str]
+    """What it is called."""
+    architecture: ClassVar[str]
+    """The same for a model card."""
+    probed: ClassVar[bool] = False
+    """Whether ``models.probe`` can tell its kinds apart by the signs of logits."""
     sizes: ClassVar[Mapping[str, Any]]
     """The numbers of every encoder of this architecture."""
+    encoder_prefix: ClassVar[str] = "pretrained."
+    """What the names of the encoder's parameters begin with; all others are the head's."""
+    head_prefix: ClassVar[tuple[str, ...]] = ("depth_head.",)
+    """What the names of the head's begin with."""
+    block_prefix: ClassVar[str] = "blocks."
+    """Then that of its blocks, before their number."""
     stem: ClassVar[tuple[str, ...]]
     """Names of the encoder's tensors before its blocks, or what they begin with."""
+    undecayed: ClassVar[tuple[str, ...]] = ("cls_token", "pos_embed")
+    """Last parts of the names of embeddings, which have no weight decay."""
+    unused: ClassVar[tuple[str, ...]] = UNUSED
+    """Parameters that no forward pass reads, or that never train."""
+    output_bias: ClassVar[str] = "depth_head.scratch.output_conv2.2.bias"
+    """The bias of the logits."""
+    mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
+    std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
+    needs_focal: bool = False
+    """Whether a prediction in metres depends on the focal length."""
 
     def __init__(
         self,
@@ -63,50 +103,89 @@ class DepthNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if encoder not in self.sizes:
-            raise UserError(f"encoder: expected one of {', '.join(self.sizes)}, found {encoder!r}")
+            raise UserError(
+                f"model.encoder: expected one of {', '.join(self.sizes)} for {self.name}, found "
+                f"{encoder!r}"
+            )
+        if kind not in NETWORKS[self.name].kinds:
+            raise UserError(
+                f"model.kind: {self.name} predicts {' or '.join(NETWORKS[self.name].kinds)} depth, "
+                f"found {kind!r}"
+            )
         expect_within("max_depth_m", max_depth_m, *MAX_DEPTH_M)
         self.encoder = encoder
         self.kind: Kind = kind
         self.max_depth_m = float(max_depth_m)
-        self.pretrained, self.depth_head = self.parts(
-            self.sizes[encoder], checkpointing != "none", checkpointing == "encoder+head"
-        )
+        self.build(self.sizes[encoder], checkpointing != "none", checkpointing == "encoder+head")
         if kind == "relative":
             # A ReLU that starts at 0 or below passes no gradient.
-            nn.init.ones_(self.get_parameter("depth_head.scratch.output_conv2.2.bias"))
+            nn.init.ones_(self.get_parameter(self.output_bias))
         # Not persistent: the official checkpoints do not hold them.
-        for name, value in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
+        for name, value in (("image_mean", self.mean), ("image_std", self.std)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
         freeze(self, "none")
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The encoder's blocks, from the input on."""
-        return cast(nn.ModuleList, self.pretrained.blocks)
+        return cast(
+            nn.ModuleList, self.get_submodule((self.encoder_prefix + self.block_prefix).rstrip("."))
+        )
 
     @property
-    def units(self) -> Literal["m", "1/depth"]:
-        """What a prediction is: metres, or inverse depth up to scale and shift."""
-        return "m" if self.kind == "metric" else "1/depth"
+    def multiple(self) -> int:
+        """Both sides of an image are multiples of it."""
+        return NETWORKS[self.name].multiple
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    @property
+    def units(self) -> Units:
+        """What a prediction is: metres, inverse depth or depth up to scale and shift."""
+        return UNITS[self.kind]
+
+    def like(self) -> "DepthNetwork":
+        """A network of the same kind and size with weights of its own."""
+        return type(self)(self.encoder, kind=self.kind, max_depth_m=self.max_depth_m)
+
+    def is_encoder(self, parameter: str) -> bool:
+        """Whether a parameter of this name is the encoder's."""
+        return parameter.startswith(self.encoder_prefix)
+
+    def forward(
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        focal_px: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b 1 h w"]:
         """Predict one value per pixel, at the pixels' own centres.
 
         Args:
-            image: sRGB in 0..1, h and w multiples of 14; ImageNet normalisation happens here.
+            image: sRGB in 0..1, h and w multiples of ``multiple``; normalisation happens here.
+            focal_px: focal lengths in pixels of ``image``; only where ``needs_focal``.
 
         Returns:
-            float32 whatever autocast does: metres in (0, max_depth_m), or inverse depth >= 0.
+            float32 whatever autocast does: metres above 0, inverse depth >= 0, or depth up to scale
+            and shift.
 
         Raises:
-            ValueError: h or w is not a positive multiple of 14.
+            ValueError: h or w is not a positive multiple, or there is no focal length that is
+                needed.
         """
         height, width = image.shape[-2:]
-        if not height or not width or height % PATCH or width % PATCH:
-            raise ValueError(f"image is {height}x{width}; both sides must be multiples of {PATCH}")
+        if not height or not width or height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"image is {height}x{width}; both sides must be multiples of {self.multiple}"
+            )
         # In half precision a sigmoid is exactly 0 below a logit of -18, and its logarithm -inf.
         logits = self.logits((image.float() - self.image_mean) / self.image_std).float()
-        return logits.sigmoid() * self.max_depth_m if self.kind == "metric" else logits.relu()
+        depth = self.decode(logits)
+        if not self.needs_focal:
+            return depth
+        if focal_px is None:
+            raise ValueError(f"{self.name} predicts metres only with a focal length")
+        return depth * (focal_px.to(depth) / CANONICAL_FOCAL_PX)[:, None, None, None]
+
+    def build(self, spec: Any, encoder: bool, head: bool) -> None:
+        """Make the modules of the given numbers; both flags say what recomputes."""
+        self.pretrained, self.depth_head = self.parts(spec, encoder, head)
 
     @staticmethod
     def parts(spec: Any, encoder: bool, head: bool) -> tuple[nn.Module, nn.Module]:
@@ -117,13 +196,59 @@ class DepthNetwork(nn.Module):
         """What the head says of a normalised image, before it becomes depth."""
         raise NotImplementedError
 
+    @classmethod
+    def named(cls, stem: str) -> Mapping[str, str] | None:
+        """What the name of a file, without suffix, says where it is one of the published files'.
+
+        Of ``encoder``, ``kind`` and ``max_depth_m``; None for other names.
+        """
+
+    @classmethod
+    def configured(cls, config: Mapping[str, object], source: str) -> Mapping[str, str] | None:
+        """The same as a ``config.json`` beside the weights says it; None for another network's.
+
+        Raises:
+            UserError: it is, but says what cannot be.
+        """
+
+    @classmethod
+    def renamed(cls, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
+        """A file's tensors by the names in ``state_dict``, and what was done to them, in words.
+
+        None if they are not this network's in any layout that it knows. Names that it does not have
+        are kept, for the caller to complain about. Packages that take long to import may not be
+        needed for None.
+        """
+
+    @classmethod
+    def size_of(cls, tensors: Mapping[str, Tensor]) -> str | None:
+        """The key of ``sizes`` that tensors by the names in ``state_dict`` have, or None."""
+
+    @classmethod
+    def licence(cls, encoder: str) -> tuple[str, str] | None:
+        """The hub's identifier of what weights derived from the published ones are licensed by, and
+        a sentence that says why; None where nothing of that size is published."""
+
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict by the names that files have."""
+        return state
+
+    def decode(self, logits: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """Logits in float32 as what the kind says, at the canonical focal length if one counts."""
+        return logits.sigmoid() * self.max_depth_m if self.kind == "metric" else logits.relu()
+
+
+def nominal_focal(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Focal lengths for images without a camera where only time or memory counts: the width."""
+    return torch.full((image.shape[0],), float(image.shape[-1]), device=image.device)
+
 
 def freeze(
     model: DepthNetwork, what: Literal["none", "encoder", "head"], first_blocks: int = 0
 ) -> None:
     """Set which parameters train; replaces what an earlier call set.
 
-    The tensors that no forward pass reads (``UNUSED``) are always frozen.
+    The network's ``unused`` are always frozen.
 
     Args:
         what: the part to freeze.
@@ -138,14 +263,14 @@ def freeze(
         raise UserError(
             f"model.frozen_blocks: expected 0 to {depth} for {model.encoder}, found {first_blocks}"
         )
-    prefixes: tuple[str, ...] = ()
-    if what != "none":
-        prefixes += ({"encoder": "pretrained.", "head": "depth_head."}[what],)
+    first: tuple[str, ...] = ()
     if first_blocks:
-        blocks = tuple(f"blocks.{index}." for index in range(first_blocks))
-        prefixes += tuple(f"pretrained.{name}" for name in model.stem + blocks)
+        blocks = tuple(f"{model.block_prefix}{index}." for index in range(first_blocks))
+        first = tuple(model.encoder_prefix + name for name in model.stem + blocks)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in UNUSED and not name.startswith(prefixes))
+        part = "encoder" if model.is_encoder(name) else "head"
+        frozen = part == what or name.startswith((*first, *model.unused))
+        parameter.requires_grad_(not frozen)
 
 
 def parameter_groups(
@@ -160,23 +285,19 @@ def parameter_groups(
         One dict per non-empty group with ``name``, ``params``, ``lr`` and ``weight_decay``.
     """
     groups: list[dict[str, object]] = []
-    for part, module, part_lr in (
-        ("encoder", model.pretrained, lr),
-        ("head", model.depth_head, lr * head_lr_factor),
-    ):
-        trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        still = [(name, p) for name, p in trainable if _never_decays(name, p)]
-        decaying = [(name, p) for name, p in trainable if not _never_decays(name, p)]
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for part, part_lr in (("encoder", lr), ("head", lr * head_lr_factor)):
+        own = [(name, p) for name, p in trainable if model.is_encoder(name) == (part == "encoder")]
+        decaying: list[nn.Parameter] = []
+        still: list[nn.Parameter] = []
+        for name, p in own:
+            is_still = p.ndim == 1 or name.split(".")[-1] in model.undecayed
+            (still if is_still else decaying).append(p)
         for suffix, members, decay in (("", decaying, weight_decay), (" no decay", still, 0.0)):
             if members:
-                params = [p for _, p in members]
-                group = {"name": part + suffix, "params": params, "lr": part_lr}
+                group = {"name": part + suffix, "params": members, "lr": part_lr}
                 groups.append({**group, "weight_decay": decay})
     return groups
-
-
-def _never_decays(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim == 1 or name in ("cls_token", "pos_embed")
 
 
 def call(function: Callable[..., Tensor], *args: object, recompute: bool) -> Tensor:

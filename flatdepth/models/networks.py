@@ -1,23 +1,50 @@
-"""A network by the name of its encoder."""
+"""A network by its name."""
 
-from flatdepth.models import efficientnet
-from flatdepth.models.depth_anything import DepthAnythingV2
-from flatdepth.models.efficientnet import EfficientNetDepth
+from importlib import import_module
+
+from flatdepth.config import NETWORKS
+from flatdepth.errors import UserError
 from flatdepth.models.network import Checkpointing, DepthNetwork, Kind
+
+CLASSES = {
+    "depth_anything_v2": ("depth_anything", "DepthAnythingV2"),
+    "efficientnet": ("efficientnet", "EfficientNetDepth"),
+}
+"""Name -> module in ``flatdepth.models`` and class; imported only when asked for, because some need
+packages that take seconds to import."""
+
+
+def network_class(name: str) -> type[DepthNetwork]:
+    """The class of a network.
+
+    Raises:
+        UserError: the name is unknown, or a package that it needs is not installed.
+    """
+    if name not in CLASSES:
+        raise UserError(f"model.name: expected one of {', '.join(NETWORKS)}, found {name!r}")
+    module, attribute = CLASSES[name]
+    found: type[DepthNetwork] = getattr(import_module(f"flatdepth.models.{module}"), attribute)
+    return found
 
 
 def make_network(
-    encoder: str, *, kind: Kind, max_depth_m: float = 20.0, checkpointing: Checkpointing = "none"
+    name: str,
+    encoder: str,
+    *,
+    kind: Kind,
+    max_depth_m: float = 20.0,
+    checkpointing: Checkpointing = "none",
 ) -> DepthNetwork:
     """A network with random weights.
 
     Args:
-        encoder: a key of the ``ENCODERS`` of ``depth_anything`` or ``efficientnet``.
+        name: a key of ``CLASSES``.
+        encoder: one of its sizes.
         kind, max_depth_m: as in ``DepthNetwork``.
         checkpointing: which activations are recomputed in the backward pass.
 
     Raises:
-        UserError: the encoder's name is unknown or ``max_depth_m`` is not positive.
+        UserError: as for ``network_class`` and ``DepthNetwork``.
     """
-    make = EfficientNetDepth if encoder in efficientnet.ENCODERS else DepthAnythingV2
+    make = network_class(name)
     return make(encoder, kind=kind, max_depth_m=max_depth_m, checkpointing=checkpointing)

@@ -39,6 +39,7 @@ LAST_CODE = 65535
 QUANTITIES: Mapping[str, str] = {
     "metric": "planar depth along the optical axis, in metres",
     "relative": "inverse depth up to an unknown scale and shift, larger is nearer",
+    "affine": "planar depth up to an unknown scale and shift, larger is farther",
 }
 
 
@@ -49,10 +50,17 @@ class Camera:
     Attributes:
         K_px: (3, 3) float64 intrinsics in pixels of the image.
         origin: where they come from, in words.
+        is_assumed: whether nobody said them.
     """
 
     K_px: Float64[np.ndarray, "3 3"]
     origin: str
+    is_assumed: bool = False
+
+    @property
+    def focal_px(self) -> float:
+        """The mean of fx and fy."""
+        return float(self.K_px[0, 0] + self.K_px[1, 1]) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +69,8 @@ class Prediction:
 
     Attributes:
         image: (H, W, 3) uint8 sRGB.
-        inverse: (H, W) float32 inverse depth: 1/m if metric, else up to scale and shift.
+        field: (H, W) float32 inverse depth, in 1/m if metric, up to scale and shift if relative;
+            depth up to scale and shift if affine.
         kind: of the network.
         camera: for the point cloud, or None if none is wanted.
         blur_px: width in pixels that the network spreads a depth edge over at the least: how much
@@ -69,15 +78,15 @@ class Prediction:
     """
 
     image: UInt8[np.ndarray, "h w 3"]
-    inverse: Float32[np.ndarray, "h w"]
+    field: Float32[np.ndarray, "h w"]
     kind: Kind
     camera: Camera | None
     blur_px: float
 
     @property
     def values(self) -> Float32[np.ndarray, "h w"]:
-        """What users are given: depth in metres, or relative inverse depth as it is."""
-        return 1 / self.inverse if self.kind == "metric" else self.inverse
+        """What users are given: depth in metres, or what the others predict as it is."""
+        return 1 / self.field if self.kind == "metric" else self.field
 
 
 def is_described(products: tuple[Product, ...]) -> bool:
@@ -114,7 +123,7 @@ def render(
     if "npy" in products:
         files[SUFFIXES["npy"]] = _npy(values)
     if not {"colour", "side"}.isdisjoint(products):
-        colours = colour_inverse(prediction.inverse)
+        colours = colour_field(prediction.field, prediction.kind)
         if "colour" in products:
             files[SUFFIXES["colour"]] = _png(colours)
         if "side" in products:
@@ -133,6 +142,8 @@ def render(
             "png": {
                 "holds": "depth in metres"
                 if _codes_depth(prediction, png_unit)
+                else QUANTITIES[prediction.kind]
+                if prediction.kind == "affine"
                 else "inverse depth",
                 "value": "scale * code + offset",
                 "scale": scale,
@@ -153,13 +164,14 @@ def depth_codes(
 
     Depth is coded in mm or cm, from 1 to 65535: what is nearer or farther saturates (beyond
     65.535 m in mm), and 0, which most programs take for unknown, does not occur. Inverse depth,
-    of a relative network always, is spread over the whole range, its smallest value at 0.
+    of a relative network always, and depth up to scale and shift are spread over the whole range,
+    their smallest value at 0.
     """
     if _codes_depth(prediction, unit):
         scale, offset, first = METRES_PER_CODE[unit], 0.0, 1
         values = prediction.values
     else:
-        values = prediction.inverse
+        values = prediction.field
         offset, first = float(values.min()), 0
         scale = (float(values.max()) - offset) / LAST_CODE or 1.0
     codes = values.astype(np.float64)  # in place from here: it may be large
@@ -181,10 +193,17 @@ def _codes_depth(prediction: Prediction, unit: PngUnit) -> bool:
     return prediction.kind == "metric" and unit != "inverse"
 
 
-def colour_inverse(inverse: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Near is warm, far is cold, linear between the 2nd and the 98th percentile; 0 is sky."""
-    with np.errstate(divide="ignore", over="ignore"):
-        depth = 1 / inverse
+def colour_field(field: Float32[np.ndarray, "h w"], kind: Kind) -> UInt8[np.ndarray, "h w 3"]:
+    """Near is warm, far is cold, between the 2nd and the 98th percentile; inverse depth 0 is sky.
+
+    Depth up to scale and shift is coloured as if its nearest value were 1 and its farthest 5.
+    """
+    if kind == "affine":
+        low, high = float(field.min()), float(field.max())
+        depth = 1 + 4 * (field - low) / max(high - low, 1e-12)
+    else:
+        with np.errstate(divide="ignore", over="ignore"):
+            depth = 1 / field
     low, high = depth_limits(depth, np.isfinite(depth))
     return colour_depth(depth, low_m=low, high_m=high)
 

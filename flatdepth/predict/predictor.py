@@ -1,8 +1,9 @@
 """Predict depth on pictures.
 
-Between the network and the files everything is inverse depth at the input's own size: 1/m from a
-metric network, inverse depth up to scale and shift from a relative one. Planes are affine in it, so
-it is what may be resized, aligned and blended (``flatdepth.types``).
+Between the network and the files everything is a *field* at the input's own size: inverse depth,
+in 1/m from a metric network and up to scale and shift from a relative one, in which planes are
+affine (``flatdepth.types``), so that it may be resized, aligned and blended; from an affine network
+its depth up to scale and shift, which cannot be inverted.
 """
 
 import errno
@@ -24,7 +25,13 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from flatdepth.config import MICRO_BATCH, MOST_SIDE
+from flatdepth.config import (
+    LEAST_SIDE,
+    MICRO_BATCH,
+    MOST_SIDE,
+    expect_multiple,
+    nearest_multiple,
+)
 from flatdepth.data.loader import in_order
 from flatdepth.data.readers.files import pinhole
 from flatdepth.errors import BadFrame, UserError, expect_within, is_out_of_memory, printable
@@ -36,7 +43,7 @@ from flatdepth.geometry import (
     sensor_sides,
     view_image,
 )
-from flatdepth.models.network import PATCH, Kind
+from flatdepth.models.network import Kind
 from flatdepth.models.precision import expect_room
 from flatdepth.predict.inputs import (
     Input,
@@ -62,6 +69,7 @@ from flatdepth.predict.tiles import Tile, align, blend, tiles_of
 from flatdepth.show.pictures import write_atomic
 
 DEFAULT_FOV_DEG = 60.0
+DEFAULT_SIZE = 518
 
 MOST_ASPECT = 4
 """The longer side of the network's input is at most this many times ``size``."""
@@ -83,8 +91,12 @@ class DepthModel(Protocol):
 
     kind: Kind
     max_depth_m: float
+    needs_focal: bool
 
-    def __call__(self, image: Tensor) -> Tensor: ...
+    @property
+    def multiple(self) -> int: ...
+
+    def __call__(self, image: Tensor, focal_px: Tensor | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +105,8 @@ class PredictOptions:
 
     Attributes:
         write: the products, keys of ``outputs.SUFFIXES``.
-        size: shorter side of the network's input in pixels, a multiple of 14.
+        size: shorter side of the network's input in pixels, a multiple of what it takes; None: the
+            one nearest to 518.
         batch: most images, or tiles of one image, that the network is given at once.
         tiles: refine the prediction with tiles of ``size`` pixels at the input's own resolution.
         png_unit: what the codes of a metric depth PNG stand for.
@@ -112,7 +125,7 @@ class PredictOptions:
     """
 
     write: tuple[Product, ...] = ("depth", "colour", "side")
-    size: int = 518
+    size: int | None = None
     batch: int = 4
     tiles: bool = False
     png_unit: PngUnit = "mm"
@@ -130,12 +143,7 @@ class PredictOptions:
             8 <= self.image_bits <= 16, f"--image_bits: expected 8 to 16, got {self.image_bits}"
         )
         _require(bool(self.write), f"--write: expected some of {', '.join(SUFFIXES)}, got none")
-        expect_within("--size", self.size, PATCH, MOST_SIDE)
-        _require(
-            self.size % PATCH == 0,
-            f"--size: expected a positive multiple of {PATCH}, got {self.size}; the nearest is "
-            f"{_rounded(self.size)}",
-        )
+        expect_within("--size", self.size or LEAST_SIDE, LEAST_SIDE, MOST_SIDE)
         expect_within("--batch", self.batch, *MICRO_BATCH)
         expect_within("--prune", self.prune, 1e-6, 1e6)
         _require(
@@ -168,47 +176,62 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def _rounded(side: float) -> int:
-    return max(1, round(side / PATCH)) * PATCH
-
-
 # The network.
 
 
-def network_size(height: int, width: int, size: int) -> tuple[int, int]:
+def input_side(model: DepthModel, options: PredictOptions) -> int:
+    """The shorter side of the network's input in pixels.
+
+    Raises:
+        UserError: the chosen one is no multiple of what the network takes.
+    """
+    if options.size is None:
+        return nearest_multiple(DEFAULT_SIZE, model.multiple)
+    expect_multiple("--size", options.size, model.multiple)
+    return options.size
+
+
+def network_size(height: int, width: int, size: int, multiple: int) -> tuple[int, int]:
     """Rows and columns of the network's input: the shorter side is ``size``, the aspect is kept.
 
-    Each side is rounded to a multiple of 14. The longer side ends at ``MOST_ASPECT * size``; the
-    shorter one is less than ``size`` then.
+    Each side is rounded to a multiple. The longer side ends at ``MOST_ASPECT * size``; the shorter
+    one is less than ``size`` then.
     """
     scale = min(size / min(height, width), MOST_ASPECT * size / max(height, width))
-    return _rounded(height * scale), _rounded(width * scale)
+    return nearest_multiple(height * scale, multiple), nearest_multiple(width * scale, multiple)
 
 
 @torch.inference_mode()
-def predict_inverse(
+def predict_field(
     model: DepthModel,
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     size: tuple[int, int],
     device: torch.device,
+    focals_px: Sequence[float],
 ) -> list[Float32[np.ndarray, "_ _"]]:
-    """Inverse depth of images that share one network size, each at its image's own size.
+    """The fields of images that share one network size, each at its image's own size.
 
     Resized bilinearly, on the way out with ``align_corners=True`` as the official code does it.
     float16 autocast on CUDA, float32 elsewhere.
 
+    Args:
+        focals_px: in pixels of each image.
+
     Returns:
-        1/m, or unitless and >= 0 from a relative network. Not finite where float16 overflowed.
+        1/m, unitless and >= 0 from a relative network, unitless from an affine one. Not finite
+        where float16 overflowed.
     """
     inputs = torch.stack([_network_input(image, size, device) for image in images])
     with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-        outputs = model(inputs).float()
-    inverse = outputs.clamp_min(_LEAST_DEPTH_M).reciprocal() if model.kind == "metric" else outputs
+        scales = [size[1] / image.shape[1] for image in images]
+        focal_px = inputs.new_tensor([f * s for f, s in zip(focals_px, scales, strict=True)])
+        outputs = model(inputs, focal_px).float()
+    fields = outputs.clamp_min(_LEAST_DEPTH_M).reciprocal() if model.kind == "metric" else outputs
     return [
         F.interpolate(one[None], image.shape[:2], mode="bilinear", align_corners=True)[0, 0]
         .cpu()
         .numpy()
-        for one, image in zip(inverse, images, strict=True)
+        for one, image in zip(fields, images, strict=True)
     ]
 
 
@@ -226,34 +249,41 @@ def predict_tiled(
     image: UInt8[np.ndarray, "h w 3"],
     options: PredictOptions,
     device: torch.device,
+    focal_px: float,
 ) -> Float32[np.ndarray, "h w"]:
-    """Inverse depth at the image's own resolution.
+    """The field at the image's own resolution.
 
     The whole image is predicted first. Tiles of ``options.size`` pixels, which the network sees
     unscaled, are aligned to it by scale and shift and blended: they bring the detail, the whole
     brings the layout. An image that the network sees whole at full resolution needs no tiles.
     """
     height, width = image.shape[:2]
-    whole_size = network_size(height, width, options.size)
-    whole = predict_inverse(model, [image], whole_size, device)[0]
+    side = input_side(model, options)
+    whole_size = network_size(height, width, side, model.multiple)
+    whole = predict_field(model, [image], whole_size, device, [focal_px])[0]
     if whole_size[0] >= height and whole_size[1] >= width:
         return whole
-    overlap = round(TILE_OVERLAP * options.size)
+    overlap = round(TILE_OVERLAP * side)
     cell = math.ceil(max(height / whole_size[0], width / whole_size[1]))
-    tiles = list(tiles_of(height, width, options.size, overlap))
-    tile_size = (_rounded(tiles[0].height), _rounded(tiles[0].width))
+    tiles = list(tiles_of(height, width, side, overlap))
+    rows, columns = tiles[0].height, tiles[0].width
+    tile_size = (nearest_multiple(rows, model.multiple), nearest_multiple(columns, model.multiple))
 
     def aligned() -> Iterator[tuple[Tile, Float32[np.ndarray, "_ _"]]]:
         for first in range(0, len(tiles), options.batch):
             some = tiles[first : first + options.batch]
-            parts = predict_inverse(model, [image[tile.place] for tile in some], tile_size, device)
+            images = [image[tile.place] for tile in some]
+            parts = predict_field(model, images, tile_size, device, [focal_px] * len(some))
             for tile, part in zip(some, parts, strict=True):
                 yield tile, align(part, whole[tile.place], cell)
 
     # The shift may push the farthest or nearest pixels of a tile out of the network's range.
-    nearest = 1 / _LEAST_DEPTH_M if model.kind == "metric" else np.inf
-    farthest = 1 / model.max_depth_m if model.kind == "metric" else 0.0
-    return blend(aligned(), height, width, overlap).clip(farthest, nearest)
+    least, most = {
+        "metric": (1 / model.max_depth_m, 1 / _LEAST_DEPTH_M),
+        "relative": (0.0, np.inf),
+        "affine": (-np.inf, np.inf),
+    }[model.kind]
+    return blend(aligned(), height, width, overlap).clip(least, most)
 
 
 def predict_photo(
@@ -265,45 +295,47 @@ def predict_photo(
         BadFrame: the prediction is not finite.
     """
     height, width = photo.image.shape[:2]
-    network = network_size(height, width, options.size)
-    if options.tiles:
-        inverse = predict_tiled(model, photo.image, options, device)
-    else:
-        inverse = predict_inverse(model, [photo.image], network, device)[0]
+    network = network_size(height, width, input_side(model, options), model.multiple)
     said = (options.intrinsics, options.fov_deg, options.focal_mm, photo.focal_px)
     known = any(value is not None for value in said)
-    camera = choose_camera(photo.focal_px, height, width, options) if known else None
-    return _prediction(model, photo.image, inverse, camera, network, options)
+    camera = choose_camera(photo.focal_px, height, width, options)
+    if options.tiles:
+        field = predict_tiled(model, photo.image, options, device, camera.focal_px)
+    else:
+        field = predict_field(model, [photo.image], network, device, [camera.focal_px])[0]
+    return _prediction(model, photo.image, field, camera if known else None, network, options)
 
 
 def _prediction(
     model: DepthModel,
     image: UInt8[np.ndarray, "h w 3"],
-    inverse: Float32[np.ndarray, "h w"],
+    field: Float32[np.ndarray, "h w"],
     camera: Camera | None,
     network: tuple[int, int],
     options: PredictOptions,
 ) -> Prediction:
-    if not np.isfinite(inverse).all():
+    if not np.isfinite(field).all():
         raise BadFrame("not finite", "the prediction is not finite; try --device cpu")
     return Prediction(
         image=image,
-        inverse=inverse,
+        field=field,
         kind=model.kind,
         camera=camera,
         blur_px=1.0 if options.tiles else image.shape[0] / network[0],
     )
 
 
-def doubt(inverse: Float32[np.ndarray, "h w"], model: DepthModel) -> str | None:
+def doubt(field: Float32[np.ndarray, "h w"], model: DepthModel) -> str | None:
     """One clause with the fix if a prediction looks as if the weights were misread, else None.
 
     Relative weights read as metric ones, metric ones read as relative, and a wrong ``max_depth_m``
     all load without a fault, for the tensors have the same names and shapes. Then the sigmoid is
     saturated nearly everywhere, or the ReLU is 0 nearly everywhere.
     """
-    low, median, high = (float(value) for value in np.percentile(inverse, (2, 50, 98)))
-    constant = high - low <= 0.01 * high
+    low, median, high = (float(value) for value in np.percentile(field, (2, 50, 98)))
+    constant = high - low <= 0.01 * abs(high)
+    if model.kind == "affine":
+        return "the depth is nearly constant; are these the right weights?" if constant else None
     if model.kind == "relative":
         if median > 0 and not constant:
             return None
@@ -403,12 +435,12 @@ def predict_files(
         UserError: point clouds are wanted from a relative network, the outputs cannot be written,
             or memory is full.
     """
-    if "ply" in options.write and model.kind == "relative":
+    if "ply" in options.write and model.kind != "metric":
         raise UserError(
             "--write ply: the unknown shift of relative depth bends every surface; take metric "
             "weights for point clouds"
         )
-    expect_room(options.batch, options.size, device)
+    expect_room(options.batch, input_side(model, options), device)
     written: list[Written] = []
     skipped: list[Skipped] = []
 
@@ -497,7 +529,7 @@ class _Opened:
     source: Input
     image: UInt8[np.ndarray, "h w 3"]
     network: tuple[int, int]
-    camera: Camera | None
+    camera: Camera
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,7 +566,7 @@ def _predicted(
         try:
             if threads > 1 and announced_pixels(item.path) > LARGE_PIXELS:
                 return _Postponed(item)
-            return _open(item, options)
+            return _open(item, model, options)
         except BadFrame as error:
             return Skipped(item, error.detail)
 
@@ -545,34 +577,39 @@ def _predicted(
             continue
         images = [one.image for one in group]
         if options.tiles:
-            maps = [predict_tiled(model, image, options, device) for image in images]
+            maps = [
+                predict_tiled(model, one.image, options, device, one.camera.focal_px)
+                for one in group
+            ]
         else:
-            maps = predict_inverse(model, images, group[0].network, device)
-        for one, inverse in zip(group, maps, strict=True):
+            focals_px = [one.camera.focal_px for one in group]
+            maps = predict_field(model, images, group[0].network, device, focals_px)
+        for one, field in zip(group, maps, strict=True):
+            camera = one.camera if "ply" in options.write else None
             try:
-                prediction = _prediction(
-                    model, one.image, inverse, one.camera, one.network, options
-                )
+                prediction = _prediction(model, one.image, field, camera, one.network, options)
             except BadFrame as error:
                 yield Skipped(one.source, error.detail)
                 continue
             if say_doubt is not None:
-                crop = one.camera and off_centre(one.camera.K_px, *one.image.shape[:2])
-                for trouble in filter(None, (doubt(inverse, model), crop)):
+                crop = camera and off_centre(camera.K_px, *one.image.shape[:2])
+                assumed = model.needs_focal and one.camera.is_assumed
+                guess = f"{one.camera.origin}; its metres are wrong by as much" if assumed else None
+                for trouble in filter(None, (doubt(field, model), crop, guess)):
                     say_doubt(f"warning: {printable(one.source.path)}: {trouble}")
             say_doubt = None
             yield _Predicted(source=one.source, prediction=prediction, network=one.network)
 
 
-def _open(item: Input, options: PredictOptions) -> _Opened:
+def _open(item: Input, model: DepthModel, options: PredictOptions) -> _Opened:
     photo = open_photo(item.path, options.image_bits)
     height, width = photo.image.shape[:2]
     camera = choose_camera(photo.focal_px, height, width, options)
     return _Opened(
         source=item,
         image=photo.image,
-        network=network_size(height, width, options.size),
-        camera=camera if "ply" in options.write else None,
+        network=network_size(height, width, input_side(model, options), model.multiple),
+        camera=camera,
     )
 
 
@@ -601,7 +638,7 @@ def choose_camera(
     trouble = camera_trouble(K_px, height, width)
     if trouble and origin.endswith("given") and not options.unusual_camera:
         raise UserError(trouble)
-    return Camera(K_px=K_px, origin=origin)
+    return Camera(K_px=K_px, origin=origin, is_assumed="assumed" in origin)
 
 
 def _batches(

@@ -1,7 +1,7 @@
 """One depth map from overlapping tiles: where they lie, how they are aligned and blended.
 
-Everything here is in inverse depth, where the unknowns of a monocular prediction are a scale and a
-shift (Ranftl et al. 2020, MiDaS) and where a plane stays a plane under both.
+Everything here is a field whose unknowns are a scale and a shift: inverse depth (Ranftl et al.
+2020, MiDaS), in which a plane stays a plane under both, or depth itself of affine networks.
 """
 
 import math

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flatdepth.config import TrainConfig
 from flatdepth.data.pack import cpus
 from flatdepth.errors import UserError, import_extra
-from flatdepth.models.network import PATCH
+from flatdepth.models.network import nominal_focal
 from flatdepth.models.precision import autocast
 
 
@@ -113,7 +113,7 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"
 
 
-def place_gradients(wrapped: nn.Module, accelerator: Accelerator) -> None:
+def place_gradients(wrapped: nn.Module, multiple: int, accelerator: Accelerator) -> None:
     """Let the gradients of DistributedDataParallel lie where they are exchanged, before step one.
 
     By itself it makes its buckets beside the first step's gradients, and once more in the order in
@@ -123,15 +123,16 @@ def place_gradients(wrapped: nn.Module, accelerator: Accelerator) -> None:
 
     Args:
         wrapped: what accelerate made of the model, in training mode; other wrappers are left alone.
+        multiple: of the model's sides, in pixels.
     """
     if not isinstance(wrapped, DistributedDataParallel):
         return
     # two images: the class token's gradient from one has strides that torch warns of
-    image = torch.zeros(2, 3, 2 * PATCH, 2 * PATCH, device=accelerator.device)
+    image = torch.zeros(2, 3, 2 * multiple, 2 * multiple, device=accelerator.device)
     for _ in range(2):
         wrapped.zero_grad(set_to_none=True)
         with autocast(accelerator):
-            prediction = wrapped(image)
+            prediction = wrapped(image, nominal_focal(image))
         prediction.sum().backward()
     wrapped.zero_grad(set_to_none=False)
 

@@ -101,7 +101,7 @@ def _train(
     optimizer = make_optimizer(model, config.optim, accelerator.device)
     peak_rates = [float(group["lr"]) for group in optimizer.param_groups]
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    place_gradients(wrapped, accelerator)
+    place_gradients(wrapped, model.multiple, accelerator)
     ema = Ema(model, config.optim.ema)
     progress = Progress(data=dict(corpus.digests))
     if resume_from is not None:
@@ -181,7 +181,7 @@ def _train(
                 with accelerator.accumulate(wrapped):
                     batch = make_training_batch(samples, config, accelerator.device)
                     with autocast(accelerator):
-                        prediction = wrapped(batch.image)
+                        prediction = wrapped(batch.image, batch.focal_px)
                     weight = loss_weight(batch, config.loss)
                     losses = depth_loss(model.kind, prediction, batch.depth_m, weight, config.loss)
                     accelerator.backward(losses.mean())
@@ -232,6 +232,7 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthNetwork:
     """The model with the weights it starts from, frozen as configured."""
     chosen = config.model
     model = make_network(
+        chosen.name,
         chosen.encoder,
         kind=chosen.kind,
         max_depth_m=chosen.max_depth_m,
@@ -301,7 +302,7 @@ def _save_weights(
     if accelerator.distributed_type == DistributedType.FSDP:
         state = accelerator.get_state_dict(model)
         with torch.device("meta"):
-            model = make_network(model.encoder, kind=model.kind, max_depth_m=model.max_depth_m)
+            model = model.like()
         if accelerator.is_main_process:
             model.load_state_dict(state, assign=True)
     if accelerator.is_main_process:

@@ -18,7 +18,6 @@ stays float64 for the sake of tests.
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from flatdepth.config import LOSSES as COMPARES
 from flatdepth.config import LossConfig
+from flatdepth.models.network import Kind
 
 # A truth whose inverse depth deviates from its median by less than this share on average holds no
 # shape, only the rounding of its source (float16 depth codes: up to 4.9e-4).
@@ -46,7 +46,7 @@ MIN_M = 1e-3
 
 
 def depth_loss(
-    kind: Literal["metric", "relative"],
+    kind: Kind,
     pred: Float[Tensor, "b 1 h w"],
     truth_m: Float[Tensor, "b 1 h w"],
     weight: Float[Tensor, "b 1 h w"],
@@ -55,9 +55,10 @@ def depth_loss(
     """The configured sum of losses; ``silog_loss`` or ``relative_loss`` if none is configured.
 
     Args:
-        kind: what the model predicts: ``"metric"``, planar z in metres, or ``"relative"``, inverse
-            depth up to scale and shift. The affine-invariant losses take the inverse of a metric
-            prediction; the losses in log depth need a metric one (``TrainConfig`` sees to it).
+        kind: what the model predicts. The affine-invariant losses compare inverse depth, for which
+            they take the inverse of a metric prediction; only of an ``affine`` model, which cannot
+            be inverted, they compare depth itself. The losses in log depth need a metric one
+            (``TrainConfig`` sees to it).
         pred: prediction in the units of ``kind``.
         truth_m: planar z in metres.
         weight: pixel weights, 0 where there is no truth.
@@ -67,8 +68,13 @@ def depth_loss(
     terms = config.terms or {"silog" if kind == "metric" else "affine": 1.0}
     total = torch.zeros(len(pred), dtype=_wide(pred).dtype, device=pred.device)
     for name, factor in terms.items():
-        value = pred if COMPARES[name] == "metres" else _inverse(kind, pred, weight)
-        total = total + factor * LOSSES[name](value, truth_m, weight, config)
+        value, target = pred, truth_m
+        if COMPARES[name] == "shape" and kind == "metric":
+            value = _inverse(pred, weight)
+        elif kind == "affine":
+            # Depth is to its inverse what inverse depth is to depth.
+            target = _inverse(truth_m, weight)
+        total = total + factor * LOSSES[name](value, target, weight, config)
     return total
 
 
@@ -235,14 +241,10 @@ def _pair_offsets(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def _inverse(
-    kind: Literal["metric", "relative"],
-    pred: Float[Tensor, "b 1 h w"],
-    weight: Float[Tensor, "b 1 h w"],
+    depth_m: Float[Tensor, "b 1 h w"], weight: Float[Tensor, "b 1 h w"]
 ) -> Float[Tensor, "b 1 h w"]:
-    """What a model of a kind says about inverse depth, where there is weight."""
-    if kind == "relative":
-        return pred
-    return torch.where(weight > 0, _wide(pred), 1.0).clamp(min=MIN_M).reciprocal()
+    """Inverse depth where there is weight, 1 elsewhere."""
+    return torch.where(weight > 0, _wide(depth_m), 1.0).clamp(min=MIN_M).reciprocal()
 
 
 def _log_error(

@@ -35,7 +35,13 @@ from flatdepth.cli import free_memory
 from flatdepth.config import OptimConfig, TrainConfig
 from flatdepth.errors import UserError, is_out_of_memory
 from flatdepth.models.lora import add_lora
-from flatdepth.models.network import Checkpointing, DepthNetwork, freeze, parameter_groups
+from flatdepth.models.network import (
+    Checkpointing,
+    DepthNetwork,
+    freeze,
+    nominal_focal,
+    parameter_groups,
+)
 from flatdepth.models.networks import make_network
 from flatdepth.training.ema import Ema
 from flatdepth.training.losses import depth_loss
@@ -247,7 +253,7 @@ def count_flops(config: TrainConfig) -> float:
         image = torch.empty(1, 3, config.data.height, config.data.width)
         # A pass of its own: the counter keeps tensors alive that would be free without it.
         with counter:
-            model(image).sum().backward()
+            model(image, nominal_focal(image)).sum().backward()
     return float(counter.get_total_flops())
 
 
@@ -417,7 +423,7 @@ def expect_room(config: TrainConfig, device: torch.device) -> None:
     if device.type != "cpu":
         return
     with torch.device("meta"):
-        model = make_network(config.model.encoder, kind=config.model.kind)
+        model = make_network(config.model.name, config.model.encoder, kind=config.model.kind)
     images = max(config.micro_batch, config.eval.batch)
     rough = images * config.data.height * config.data.width * ROUGH_BYTES_PER_PIXEL
     rough += sum(4 * parameter.nbytes for parameter in model.parameters())
@@ -576,6 +582,7 @@ def build_bare_model(config: TrainConfig) -> DepthNetwork:
     """The model of a training with fresh weights, frozen as configured."""
     chosen = config.model
     model = make_network(
+        chosen.name,
         chosen.encoder,
         kind=chosen.kind,
         max_depth_m=chosen.max_depth_m,
@@ -611,7 +618,7 @@ def take_step(
         image, truth_m, weight = next_batch()
         enter("forward")
         with _autocast(config, image.device):
-            prediction = model(image)
+            prediction = model(image, nominal_focal(image))
         enter("loss")
         losses = depth_loss(model.kind, prediction, truth_m, weight, config.loss)
         loss = losses.mean() / micro_steps
@@ -632,7 +639,7 @@ def validate_once(model: DepthNetwork, config: TrainConfig, device: torch.device
     """Predict one batch of a validation without content."""
     image, *_ = _empty_batch(config, device, images=config.eval.batch)
     with _autocast(config, device):
-        model(image)
+        model(image, nominal_focal(image))
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

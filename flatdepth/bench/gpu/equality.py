@@ -14,7 +14,7 @@ from flatdepth.bench.gpu.rows import Row, at_most, figure
 from flatdepth.bench.gpu.settings import Settings
 from flatdepth.bench.step import first_samples, prepared, training_batches
 from flatdepth.data.loader import Sample
-from flatdepth.models.network import Checkpointing
+from flatdepth.models.network import Checkpointing, nominal_focal
 from flatdepth.training.loop import make_training_batch
 from flatdepth.training.losses import depth_loss
 from flatdepth.training.memory import build_bare_model, take_step
@@ -126,7 +126,9 @@ def _gradient(settings: Settings, *, checkpointing: Checkpointing, micro_batch: 
     with training_batches(config, device) as next_batch:
         for _ in range(micro_steps):
             image, truth_m, weight = next_batch()
-            losses = depth_loss(model.kind, model(image), truth_m, weight, config.loss)
+            losses = depth_loss(
+                model.kind, model(image, nominal_focal(image)), truth_m, weight, config.loss
+            )
             (losses.mean() / micro_steps).backward()
     parts = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return torch.cat(parts).double()
