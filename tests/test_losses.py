@@ -368,10 +368,25 @@ def test_affine_and_ranking_of_a_relative_model_take_the_prediction_as_it_is() -
     torch.testing.assert_close(depth_loss("relative", pred, truth, weight, config), expected)
 
 
-@pytest.mark.parametrize("model", ["metric", "relative"])
+def test_an_affine_model_is_compared_in_depth() -> None:
+    """The reference, which takes inverse depth and depth, given depth and its inverse instead."""
+    pred, truth, _ = scene(6, b=1, dtype=torch.float64)
+    whole = torch.ones_like(truth)
+    mask = np.ones((9, 10), dtype=bool)
+    expected = reference_relative_loss(pred[0, 0].numpy(), 1 / truth[0, 0].numpy(), mask)
+    assert depth_loss("affine", pred, truth, whole).item() == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(
+        depth_loss("affine", 3 * truth - 7, truth, whole), whole.new_zeros(1), rtol=0, atol=1e-9
+    )
+    ranking = LossConfig(terms={"ranking": 1.0})
+    right, wrong = (depth_loss("affine", s * truth, truth, whole, ranking) for s in (1, -1))
+    assert right.item() < wrong.item()
+
+
+@pytest.mark.parametrize("model", ["metric", "relative", "affine"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 0.0, -1.0])
 def test_pixels_without_weight_never_enter_the_sum(
-    model: Literal["metric", "relative"], poison: float
+    model: Literal["metric", "relative", "affine"], poison: float
 ) -> None:
     pred, truth, weight = scene(5)
     dark = weight == 0
@@ -389,6 +404,11 @@ def test_pixels_without_weight_never_enter_the_sum(
 def test_metres_cannot_be_asked_of_a_relative_model() -> None:
     with pytest.raises(UserError, match=r"loss\.terms: silog compare .* set model\.kind to metric"):
         TrainConfig(loss=LossConfig(terms={"silog": 1.0}), model=ModelConfig(kind="relative"))
+
+
+def test_a_kind_that_the_network_does_not_predict_is_named() -> None:
+    with pytest.raises(UserError, match="depth_anything_v2 predicts metric or relative depth, got"):
+        ModelConfig(kind="affine")
 
 
 # --- what all promise --------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.models.network import Kind
-from flatdepth.predict.outputs import PngUnit, Prediction, depth_codes
+from flatdepth.predict.outputs import QUANTITIES, PngUnit, Prediction, colour_field, depth_codes
 from flatdepth.predict.predictor import (
     MOST_ASPECT,
     PredictOptions,
@@ -51,11 +51,17 @@ class Stub:
     function: Callable[[Tensor], Tensor]
     kind: Kind = "metric"
     max_depth_m: float = 20.0
+    needs_focal: bool = False
+    multiple: int = 14
     seen: list[tuple[int, ...]] = field(default_factory=list)
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, focal_px: Tensor | None = None) -> Tensor:
         self.seen.append(tuple(image.shape))
-        return self.function(image)
+        depth = self.function(image)
+        if self.needs_focal:
+            assert focal_px is not None
+            depth = depth * focal_px[:, None, None, None] / 100
+        return depth
 
 
 def brightness_as_depth(image: Tensor) -> Tensor:
@@ -97,7 +103,7 @@ def run(
     height=st.integers(1, 9000), width=st.integers(1, 9000), size=st.sampled_from([14, 112, 518])
 )
 def test_the_shorter_side_becomes_the_size(height: int, width: int, size: int) -> None:
-    rows, columns = network_size(height, width, size)
+    rows, columns = network_size(height, width, size, 14)
     assert rows % 14 == 0 and columns % 14 == 0
     short, long = sorted((rows, columns))
     assert (short == columns) == (width <= height) or short == long
@@ -135,7 +141,7 @@ def test_planes_survive_the_way_to_the_input_size() -> None:
     inverse = 0.2 + 0.5 * u + 0.3 * v
     model = Stub(lambda image: (1 / inverse).expand(len(image), 1, rows, columns))
     image = np.zeros((133, 201, 3), np.uint8)
-    found = predict_field(model, [image], (rows, columns), CPU)[0]
+    found = predict_field(model, [image], (rows, columns), CPU, [1.0])[0]
     v_out, u_out = np.meshgrid(np.linspace(0, 1, 133), np.linspace(0, 1, 201), indexing="ij")
     np.testing.assert_allclose(found, 0.2 + 0.5 * u_out + 0.3 * v_out, rtol=2e-6)
 
@@ -147,7 +153,7 @@ def test_the_network_itself_is_called_as_in_training() -> None:
     image = np.random.default_rng(0).integers(0, 256, (42, 56, 3), dtype=np.uint8)
     with torch.no_grad():
         expected = model(torch.from_numpy(image).movedim(-1, 0)[None].float() / 255)[0, 0].numpy()
-    found = predict_field(model, [image], (42, 56), CPU)[0]
+    found = predict_field(model, [image], (42, 56), CPU, [1.0])[0]
     np.testing.assert_allclose(1 / found, expected, rtol=1e-5)
 
 
@@ -202,10 +208,10 @@ def ramp_image(height: int, width: int) -> np.ndarray:
     return np.stack([u, v, 0.5 * u + 0.25 * v], axis=-1).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["metric", "relative"])
+@pytest.mark.parametrize("kind", ["metric", "relative", "affine"])
 @pytest.mark.parametrize("shape", [(150, 230), (97, 300), (260, 131), (30, 400)])
 def test_tiles_of_a_linear_network_give_the_whole(kind: Kind, shape: tuple[int, int]) -> None:
-    """Inverse depth linear in the image, each call with a scale and shift of its own.
+    """A field that is linear in the image, each call with a scale and shift of its own.
 
     Tiles then differ from the whole by the rounding of the image to 8 bits (half a code of each
     channel) and, within two pixels of the whole's own input, by its resampling at the border.
@@ -213,18 +219,21 @@ def test_tiles_of_a_linear_network_give_the_whole(kind: Kind, shape: tuple[int, 
     gauge = np.random.default_rng(0)
 
     def linear(image: Tensor) -> Tensor:
-        inverse = 0.5 + (image * torch.tensor([0.4, 0.3, 0.3]).view(1, 3, 1, 1)).sum(1, True)
+        own = 0.5 + (image * torch.tensor([0.4, 0.3, 0.3]).view(1, 3, 1, 1)).sum(1, True)
         if image.shape[-2:] == (56, 56):  # a tile
             scale, shift = gauge.uniform(0.5, 2), gauge.uniform(0, 0.5)
-            inverse = scale * inverse + shift
-        return 1 / inverse if kind == "metric" else inverse
+            own = scale * own + shift
+        if kind == "affine":
+            own = own - 1
+        return 1 / own if kind == "metric" else own
 
     model = Stub(linear, kind)
     image = ramp_image(*shape)
-    whole = predict_field(model, [image], network_size(*shape, 56), CPU)[0]
-    tiled = predict_tiled(model, image, PredictOptions(size=56, batch=3), CPU)
+    network = network_size(*shape, 56, 14)
+    whole = predict_field(model, [image], network, CPU, [1.0])[0]
+    tiled = predict_tiled(model, image, PredictOptions(size=56, batch=3), CPU, 1.0)
     assert len(model.seen) > 3
-    margin = math.ceil(2 * max(shape) / max(network_size(*shape, 56)))
+    margin = math.ceil(2 * max(shape) / max(network))
     inner = (slice(margin, -margin), slice(margin, -margin))
     assert np.abs(tiled - whole)[inner].max() < 1.5 / 255
     assert np.abs(tiled - whole).max() < 4 * margin / 56
@@ -241,8 +250,8 @@ def test_tiles_bring_detail_that_the_whole_cannot_resolve() -> None:
     model = Stub(lambda x: 0.2 + x.mean(1, keepdim=True), "relative")
     truth = 0.2 + image[..., 0] / 255
     options = PredictOptions(size=56)
-    whole = predict_field(model, [image], (56, 56), CPU)[0]
-    tiled = predict_tiled(model, image, options, CPU)
+    whole = predict_field(model, [image], (56, 56), CPU, [1.0])[0]
+    tiled = predict_tiled(model, image, options, CPU, 1.0)
     assert np.abs(whole - truth).mean() > 0.05
     assert np.abs(tiled - truth).mean() < 0.01
 
@@ -250,9 +259,43 @@ def test_tiles_bring_detail_that_the_whole_cannot_resolve() -> None:
 def test_an_image_seen_whole_needs_no_tiles() -> None:
     model = Stub(brightness_as_depth)
     image = ramp_image(50, 56)
-    tiled = predict_tiled(model, image, PredictOptions(size=56), CPU)
+    tiled = predict_tiled(model, image, PredictOptions(size=56), CPU, 1.0)
     assert len(model.seen) == 1
-    np.testing.assert_array_equal(tiled, predict_field(model, [image], (56, 70 - 7 - 7), CPU)[0])
+    whole = predict_field(model, [image], (56, 70 - 7 - 7), CPU, [1.0])[0]
+    np.testing.assert_array_equal(tiled, whole)
+
+
+def test_the_focal_length_counts_in_pixels_of_what_the_network_sees() -> None:
+    """At 100 px the stub says metres; a picture at half its size has half the focal length."""
+    for height, width, focal_px in ((28, 56, 100.0), (56, 112, 200.0), (280, 560, 1000.0)):
+        model = Stub(lambda image: torch.full_like(image[:, :1], 3.0), needs_focal=True)
+        image = np.zeros((height, width, 3), np.uint8)
+        found = predict_field(model, [image], (28, 56), CPU, [focal_px])[0]
+        np.testing.assert_allclose(1 / found, 3.0, rtol=1e-6)
+
+
+def test_metres_that_hang_on_an_assumed_focal_length_are_doubted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(tmp_path / "in" / "a.png")
+    model = Stub(brightness_as_depth, needs_focal=True)
+    run(tmp_path / "in", tmp_path / "assumed", model, write=("npy",))
+    assert "field of view unknown, assumed to be 60 degrees" in capsys.readouterr().err
+    run(tmp_path / "in", tmp_path / "said", model, write=("npy",), fov_deg=60.0)
+    assert capsys.readouterr().err == ""
+    run(
+        tmp_path / "in",
+        tmp_path / "longer",
+        model,
+        write=("npy",),
+        focal_mm=36.0,
+        sensor_mm="36x24",
+    )
+    run(
+        tmp_path / "in", tmp_path / "wider", model, write=("npy",), focal_mm=18.0, sensor_mm="36x24"
+    )
+    longer, wider = (np.load(tmp_path / name / "a_depth.npy") for name in ("longer", "wider"))
+    np.testing.assert_allclose(longer, 2 * wider, rtol=1e-5)
 
 
 def test_tiled_depth_stays_in_the_range_of_the_network() -> None:
@@ -265,7 +308,7 @@ def test_tiled_depth_stays_in_the_range_of_the_network() -> None:
         return depth
 
     model = Stub(spiky, max_depth_m=6.0)
-    tiled = predict_tiled(model, ramp_image(90, 100), PredictOptions(size=28), CPU)
+    tiled = predict_tiled(model, ramp_image(90, 100), PredictOptions(size=28), CPU, 1.0)
     assert np.isfinite(tiled).all() and (1 / tiled).max() <= 6.0 * (1 + 1e-6)
 
 
@@ -281,7 +324,7 @@ def spread(low: float, high: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("inverse", "kind", "fix"),
+    ("values", "kind", "fix"),
     [
         (spread(1 / 5, 1 / 0.8), "metric", None),
         (spread(1 / 19.9, 1 / 3), "metric", None),
@@ -293,10 +336,12 @@ def spread(low: float, high: float) -> np.ndarray:
         (flat(0.0), "relative", "add --kind metric"),
         (np.maximum(spread(-9, 1), 0), "relative", "0 for most pixels"),
         (flat(3.0), "relative", "nearly constant"),
+        (spread(-1.0, 0.0), "affine", None),
+        (flat(-0.5), "affine", "nearly constant"),
     ],
 )
-def test_misread_weights_are_doubted(inverse: np.ndarray, kind: Kind, fix: str | None) -> None:
-    found = doubt(inverse, Stub(brightness_as_depth, kind))
+def test_misread_weights_are_doubted(values: np.ndarray, kind: Kind, fix: str | None) -> None:
+    found = doubt(values, Stub(brightness_as_depth, kind))
     assert found is None if fix is None else found is not None and fix in found
 
 
@@ -342,9 +387,9 @@ def test_a_prediction_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
 # Files.
 
 
-def prediction(inverse: np.ndarray, kind: Kind) -> Prediction:
-    image = np.zeros((*inverse.shape, 3), np.uint8)
-    return Prediction(image=image, inverse=inverse, kind=kind, camera=None, blur_px=1.0)
+def prediction(values: np.ndarray, kind: Kind) -> Prediction:
+    image = np.zeros((*values.shape, 3), np.uint8)
+    return Prediction(image=image, field=values, kind=kind, camera=None, blur_px=1.0)
 
 
 @settings(deadline=None)
@@ -361,18 +406,21 @@ def test_metric_codes_are_off_by_half_a_unit_at_most(low: float, span: float, un
     assert codes.min() >= 1
 
 
-@pytest.mark.parametrize(("kind", "unit"), [("relative", "mm"), ("metric", "inverse")])
-def test_inverse_codes_span_the_whole_range(kind: Kind, unit: PngUnit) -> None:
-    inverse = np.random.default_rng(0).uniform(0.3, 41, (30, 40)).astype(np.float32)
-    codes, scale, offset = depth_codes(prediction(inverse, kind), unit)
+@pytest.mark.parametrize(
+    ("kind", "unit"), [("relative", "mm"), ("metric", "inverse"), ("affine", "mm")]
+)
+def test_codes_without_a_unit_span_the_whole_range(kind: Kind, unit: PngUnit) -> None:
+    values = np.random.default_rng(0).uniform(0.3, 41, (30, 40)).astype(np.float32)
+    codes, scale, offset = depth_codes(prediction(values, kind), unit)
     assert (codes.min(), codes.max()) == (0, 65535)
-    np.testing.assert_allclose(codes * scale + offset, inverse, atol=0.51 * scale)
+    np.testing.assert_allclose(codes * scale + offset, values, atol=0.51 * scale)
     constant, scale, offset = depth_codes(prediction(flat(2.0), kind), unit)
     assert (constant * scale + offset == 2.0).all()
 
 
 @pytest.mark.parametrize(
-    ("kind", "unit"), [("metric", "mm"), ("metric", "inverse"), ("relative", "mm")]
+    ("kind", "unit"),
+    [("metric", "mm"), ("metric", "inverse"), ("relative", "mm"), ("affine", "mm")],
 )
 def test_depth_files_say_the_same(tmp_path: Path, kind: Kind, unit: PngUnit) -> None:
     photo(tmp_path / "in" / "a.png", 28, 42)
@@ -390,7 +438,8 @@ def test_depth_files_say_the_same(tmp_path: Path, kind: Kind, unit: PngUnit) -> 
     assert (about["smallest"], about["largest"]) == (values.min(), values.max())
     decoded = codes * about["png"]["scale"] + about["png"]["offset"]
     in_depth = (kind, unit) == ("metric", "mm")
-    assert about["png"]["holds"] == ("depth in metres" if in_depth else "inverse depth")
+    inverse = QUANTITIES["affine"] if kind == "affine" else "inverse depth"
+    assert about["png"]["holds"] == ("depth in metres" if in_depth else inverse)
     coded = 1 / values if (kind, unit) == ("metric", "inverse") else values
     np.testing.assert_allclose(decoded, coded, atol=0.51 * about["png"]["scale"])
 
@@ -558,16 +607,24 @@ def test_large_pictures_come_last_and_one_at_a_time(
     assert [shape[0] for shape in model.seen] == [3, 1, 1, 1]
 
 
-def test_point_clouds_need_metric_depth(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["relative", "affine"])
+def test_point_clouds_need_metric_depth(tmp_path: Path, kind: Kind) -> None:
     photo(tmp_path / "in" / "a.png")
     with pytest.raises(UserError, match="take metric weights for point clouds"):
-        run(tmp_path / "in", tmp_path / "o", Stub(brightness_as_depth, "relative"), write=("ply",))
+        run(tmp_path / "in", tmp_path / "o", Stub(brightness_as_depth, kind), write=("ply",))
+
+
+def test_colours_of_depth_up_to_scale_and_shift_do_not_depend_on_either() -> None:
+    values = spread(0.0, 1.0)
+    colours = colour_field(values, "affine")
+    np.testing.assert_array_equal(colours, colour_field(np.float32(8) * values - 2, "affine"))
+    near, far = colours[0, 0].astype(int), colours[-1, -1].astype(int)
+    assert near[0] > near[2] and far[2] > far[0]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 500}, "--size: expected a positive multiple of 14, got 500; the nearest is 504"),
         ({"size": 0}, "--size"),
         ({"batch": 0}, "--batch: expected 1 to 1024"),
         ({"fov_deg": 180.0}, "--fov: expected degrees between 0 and 180"),
@@ -581,6 +638,16 @@ def test_options_out_of_range_are_named(options: dict[str, object], message: str
     with pytest.raises(UserError) as caught:
         PredictOptions(**options)  # type: ignore[arg-type]
     assert message in str(caught.value)
+
+
+def test_a_size_that_the_network_does_not_take_is_named(tmp_path: Path) -> None:
+    photo(tmp_path / "in" / "a.png")
+    model = Stub(brightness_as_depth)
+    with pytest.raises(UserError, match="--size: expected a positive multiple of 14, got 500; the"):
+        run(tmp_path / "in", tmp_path / "out", model, size=500)
+    model.multiple = 32
+    run(tmp_path / "in", tmp_path / "out", model, size=None)
+    assert model.seen == [(1, 3, 512, 704)]  # 20 x 28 px
 
 
 # The command.

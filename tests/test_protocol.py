@@ -1,5 +1,7 @@
 """Evaluation protocols: published crops and ranges, alignments against planted truth and lstsq."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,10 @@ from flatdepth.judge.protocol import (
     Fit,
     align,
     network_size,
+    own_alignment,
     upsample,
 )
+from flatdepth.models.network import Kind
 
 SEEDS = st.integers(0, 2**32 - 1)
 RANGE_M = (1e-3, 80.0)
@@ -179,20 +183,22 @@ def test_a_planted_scale_and_shift_is_recovered(
 
 @settings(deadline=None, max_examples=20)
 @given(seed=SEEDS, scale=st.floats(0.01, 100), shift=st.floats(-1, 1), fit=st.sampled_from(FITS))
-def test_a_relative_prediction_of_any_scale_and_shift_becomes_the_truth(
+def test_a_prediction_of_any_scale_and_shift_becomes_the_truth(
     seed: int, scale: float, shift: float, fit: Fit
 ) -> None:
     truth, mask, _ = frames(seed)
-    found = align(
-        scale * (1 / truth + shift),
-        truth,
-        mask,
-        kind="relative",
-        alignment="scale-shift-inverse",
-        fit=fit,
-        range_m=RANGE_M,
-    )
-    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-6)
+    said: dict[Kind, Tensor] = {"relative": 1 / truth, "affine": truth}
+    for kind, quantity in said.items():
+        found = align(
+            scale * (quantity + shift),
+            truth,
+            mask,
+            kind=kind,
+            alignment=own_alignment(kind),
+            fit=fit,
+            range_m=RANGE_M,
+        )
+        torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -313,7 +319,8 @@ def test_metric_alignment_changes_nothing_and_relative_needs_a_shift() -> None:
     pred, mask, _ = frames(5)
     same = align(pred, pred * 2, mask, kind="metric", alignment="metric", range_m=RANGE_M)
     assert same is pred
-    for alignment in ALIGNMENTS:
-        if alignment != "scale-shift-inverse":
-            with pytest.raises(ValueError, match=f"cannot be aligned by {alignment}"):
-                align(pred, pred, mask, kind="relative", alignment=alignment, range_m=RANGE_M)
+    kinds: tuple[Kind, ...] = ("relative", "affine")
+    for kind, alignment in product(kinds, ALIGNMENTS):
+        if alignment != own_alignment(kind):
+            with pytest.raises(ValueError, match=f"{kind} cannot be aligned by {alignment}"):
+                align(pred, pred, mask, kind=kind, alignment=alignment, range_m=RANGE_M)

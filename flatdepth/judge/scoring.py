@@ -123,7 +123,9 @@ class Request:
         expect_within("--threads", self.threads, 1, 256)
         expect_within("--bootstrap", self.bootstrap, 1, 10**5)
         expect_within("--paste", self.paste_seed or 0, *SEED)
-        expect_within("--size", self.size or LEAST_SIDE, LEAST_SIDE, MOST_SIDE)
+        expect_within(
+            "--size", LEAST_SIDE if self.size is None else self.size, LEAST_SIDE, MOST_SIDE
+        )
         near, far = self.protocol.range_m
         if not 0 < near < far < math.inf:
             raise UserError(f"--range: expected 0 < NEAR < FAR in metres, got {near:g} {far:g}")

@@ -143,7 +143,9 @@ class PredictOptions:
             8 <= self.image_bits <= 16, f"--image_bits: expected 8 to 16, got {self.image_bits}"
         )
         _require(bool(self.write), f"--write: expected some of {', '.join(SUFFIXES)}, got none")
-        expect_within("--size", self.size or LEAST_SIDE, LEAST_SIDE, MOST_SIDE)
+        expect_within(
+            "--size", LEAST_SIDE if self.size is None else self.size, LEAST_SIDE, MOST_SIDE
+        )
         expect_within("--batch", self.batch, *MICRO_BATCH)
         expect_within("--prune", self.prune, 1e-6, 1e6)
         _require(
