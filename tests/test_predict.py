@@ -6,7 +6,7 @@ import runpy
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,14 +23,13 @@ from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.models.network import Kind
+from flatdepth.models.preprocessing import PREPROCESSING, Preprocessing, preprocessing
 from flatdepth.predict.outputs import QUANTITIES, PngUnit, Prediction, colour_field, depth_codes
 from flatdepth.predict.predictor import (
-    MOST_ASPECT,
     PredictOptions,
     Summary,
     choose_camera,
     doubt,
-    network_size,
     plan_inputs,
     predict_field,
     predict_files,
@@ -69,6 +68,10 @@ def brightness_as_depth(image: Tensor) -> Tensor:
     return 1 + 4 * image.mean(1, keepdim=True)
 
 
+def exactly(rows: int, columns: int) -> Preprocessing:
+    return replace(PREPROCESSING["ours"], rule="exact", size=(rows, columns))
+
+
 def photo(path: Path, height: int = 20, width: int = 28, seed: int = 0, **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -103,17 +106,17 @@ def run(
     height=st.integers(1, 9000), width=st.integers(1, 9000), size=st.sampled_from([14, 112, 518])
 )
 def test_the_shorter_side_becomes_the_size(height: int, width: int, size: int) -> None:
-    rows, columns = network_size(height, width, size, 14)
+    rows, columns = preprocessing("ours", size).network_size(height, width)
     assert rows % 14 == 0 and columns % 14 == 0
     short, long = sorted((rows, columns))
     assert (short == columns) == (width <= height) or short == long
     aspect = max(height, width) / min(height, width)
-    if aspect <= MOST_ASPECT:
+    if aspect <= 4:
         assert short == size
         assert abs(long - size * aspect) <= 7 + 1e-6
     else:
-        assert long == MOST_ASPECT * size
-        assert abs(short - MOST_ASPECT * size / aspect) <= 7 + 1e-6 or short == 14
+        assert long == 4 * size
+        assert abs(short - 4 * size / aspect) <= 7 + 1e-6 or short == 14
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2), (20, 28), (301, 77)])
@@ -141,7 +144,7 @@ def test_planes_survive_the_way_to_the_input_size() -> None:
     inverse = 0.2 + 0.5 * u + 0.3 * v
     model = Stub(lambda image: (1 / inverse).expand(len(image), 1, rows, columns))
     image = np.zeros((133, 201, 3), np.uint8)
-    found = predict_field(model, [image], (rows, columns), CPU, [1.0])[0]
+    found = predict_field(model, [image], exactly(rows, columns), CPU, [1.0])[0]
     v_out, u_out = np.meshgrid(np.linspace(0, 1, 133), np.linspace(0, 1, 201), indexing="ij")
     np.testing.assert_allclose(found, 0.2 + 0.5 * u_out + 0.3 * v_out, rtol=2e-6)
 
@@ -153,7 +156,7 @@ def test_the_network_itself_is_called_as_in_training() -> None:
     image = np.random.default_rng(0).integers(0, 256, (42, 56, 3), dtype=np.uint8)
     with torch.no_grad():
         expected = model(torch.from_numpy(image).movedim(-1, 0)[None].float() / 255)[0, 0].numpy()
-    found = predict_field(model, [image], (42, 56), CPU, [1.0])[0]
+    found = predict_field(model, [image], exactly(42, 56), CPU, [1.0])[0]
     np.testing.assert_allclose(1 / found, expected, rtol=1e-5)
 
 
@@ -229,11 +232,11 @@ def test_tiles_of_a_linear_network_give_the_whole(kind: Kind, shape: tuple[int, 
 
     model = Stub(linear, kind)
     image = ramp_image(*shape)
-    network = network_size(*shape, 56, 14)
-    whole = predict_field(model, [image], network, CPU, [1.0])[0]
-    tiled = predict_tiled(model, image, PredictOptions(size=56, batch=3), CPU, 1.0)
+    way = preprocessing("ours", 56)
+    whole = predict_field(model, [image], way, CPU, [1.0])[0]
+    tiled = predict_tiled(model, image, way, CPU, 1.0, batch=3)
     assert len(model.seen) > 3
-    margin = math.ceil(2 * max(shape) / max(network))
+    margin = math.ceil(2 * max(shape) / max(way.network_size(*shape)))
     inner = (slice(margin, -margin), slice(margin, -margin))
     assert np.abs(tiled - whole)[inner].max() < 1.5 / 255
     assert np.abs(tiled - whole).max() < 4 * margin / 56
@@ -249,9 +252,8 @@ def test_tiles_bring_detail_that_the_whole_cannot_resolve() -> None:
     image = (ramp * 0.8 + stripes).astype(np.uint8)
     model = Stub(lambda x: 0.2 + x.mean(1, keepdim=True), "relative")
     truth = 0.2 + image[..., 0] / 255
-    options = PredictOptions(size=56)
-    whole = predict_field(model, [image], (56, 56), CPU, [1.0])[0]
-    tiled = predict_tiled(model, image, options, CPU, 1.0)
+    whole = predict_field(model, [image], exactly(56, 56), CPU, [1.0])[0]
+    tiled = predict_tiled(model, image, preprocessing("ours", 56), CPU, 1.0, batch=4)
     assert np.abs(whole - truth).mean() > 0.05
     assert np.abs(tiled - truth).mean() < 0.01
 
@@ -259,9 +261,9 @@ def test_tiles_bring_detail_that_the_whole_cannot_resolve() -> None:
 def test_an_image_seen_whole_needs_no_tiles() -> None:
     model = Stub(brightness_as_depth)
     image = ramp_image(50, 56)
-    tiled = predict_tiled(model, image, PredictOptions(size=56), CPU, 1.0)
+    tiled = predict_tiled(model, image, preprocessing("ours", 56), CPU, 1.0, batch=4)
     assert len(model.seen) == 1
-    whole = predict_field(model, [image], (56, 70 - 7 - 7), CPU, [1.0])[0]
+    whole = predict_field(model, [image], exactly(56, 70 - 7 - 7), CPU, [1.0])[0]
     np.testing.assert_array_equal(tiled, whole)
 
 
@@ -270,7 +272,7 @@ def test_the_focal_length_counts_in_pixels_of_what_the_network_sees() -> None:
     for height, width, focal_px in ((28, 56, 100.0), (56, 112, 200.0), (280, 560, 1000.0)):
         model = Stub(lambda image: torch.full_like(image[:, :1], 3.0), needs_focal=True)
         image = np.zeros((height, width, 3), np.uint8)
-        found = predict_field(model, [image], (28, 56), CPU, [focal_px])[0]
+        found = predict_field(model, [image], exactly(28, 56), CPU, [focal_px])[0]
         np.testing.assert_allclose(1 / found, 3.0, rtol=1e-6)
 
 
@@ -308,7 +310,7 @@ def test_tiled_depth_stays_in_the_range_of_the_network() -> None:
         return depth
 
     model = Stub(spiky, max_depth_m=6.0)
-    tiled = predict_tiled(model, ramp_image(90, 100), PredictOptions(size=28), CPU, 1.0)
+    tiled = predict_tiled(model, ramp_image(90, 100), preprocessing("ours", 28), CPU, 1.0, batch=4)
     assert np.isfinite(tiled).all() and (1 / tiled).max() <= 6.0 * (1 + 1e-6)
 
 

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from flatdepth.errors import UserError
 from flatdepth.geometry import View, view_image
-from flatdepth.judge import protocol
 from flatdepth.models.preprocessing import PREPROCESSING, Preprocessing, preprocessing
-from flatdepth.predict import predictor
 
 SHAPES = [(480, 640), (640, 480), (375, 1242), (333, 500), (30, 40), (7, 5), (61, 700), (518, 518)]
 """Landscape, portrait, wide, odd, tiny, tinier than any padding, extreme, right as it is."""
@@ -97,16 +95,6 @@ def test_network_sizes_are_those_of_the_originals(
 ) -> None:
     """Worked out by hand from the rules of the originals' code."""
     assert preprocessing(name, size).network_size(*shape) == expected
-
-
-@settings(deadline=None)
-@given(height=SIDES, width=SIDES, patches=st.integers(1, 60))
-def test_ours_is_what_prediction_and_judging_do(height: int, width: int, patches: int) -> None:
-    size = 14 * patches
-    found = preprocessing("ours", size).network_size(height, width)
-    assert found == predictor.network_size(height, width, size)
-    uncapped = preprocessing("depth_anything_v2", size).network_size(height, width)
-    assert uncapped == protocol.network_size(height, width, size)
 
 
 @settings(deadline=None)

@@ -17,9 +17,7 @@ from flatdepth.judge.protocol import (
     Alignment,
     Fit,
     align,
-    network_size,
     own_alignment,
-    upsample,
 )
 from flatdepth.models.network import Kind
 
@@ -101,47 +99,6 @@ def test_frames_of_the_wrong_size_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=f"protocol {name}: {message}.*--protocol"):
         PROTOCOLS[name].view(*shape)
-
-
-# --- resolution --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shape", "size", "expected"),
-    [
-        ((480, 640), 518, (518, 686)),
-        ((768, 1024), 518, (518, 686)),
-        ((375, 1242), 518, (518, 1722)),
-        ((640, 480), 252, (336, 252)),
-        ((84, 112), 84, (84, 112)),
-    ],
-)
-def test_network_size(shape: tuple[int, int], size: int, expected: tuple[int, int]) -> None:
-    assert network_size(*shape, size, 14) == expected
-
-
-@given(
-    h=st.integers(20, 2000),
-    w=st.integers(20, 2000),
-    patches=st.integers(1, 40),
-    multiple=st.sampled_from([8, 14, 32]),
-)
-def test_network_size_keeps_the_aspect_to_half_a_patch(
-    h: int, w: int, patches: int, multiple: int
-) -> None:
-    size = multiple * patches
-    rows, columns = network_size(h, w, size, multiple)
-    assert min(rows, columns) == size
-    assert rows % multiple == columns % multiple == 0
-    assert abs(max(rows, columns) - size * max(h, w) / min(h, w)) <= multiple / 2 + 1e-9
-
-
-def test_upsampling_keeps_the_corners_and_is_linear_between_them() -> None:
-    y, x = torch.meshgrid(torch.linspace(0, 1, 14), torch.linspace(0, 1, 28), indexing="ij")
-    ramp = (2 + 3 * x - y)[None, None].double()
-    large = upsample(ramp, 45, 71)[0, 0]
-    y, x = torch.meshgrid(torch.linspace(0, 1, 45), torch.linspace(0, 1, 71), indexing="ij")
-    torch.testing.assert_close(large, (2 + 3 * x - y).double(), rtol=1e-6, atol=1e-6)
 
 
 # --- alignment ---------------------------------------------------------------------------------

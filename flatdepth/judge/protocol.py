@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
@@ -307,30 +306,6 @@ def _median(x: Float64[Tensor, " n"]) -> Float64[Tensor, ""]:
     """The middle value, or the mean of the two middle ones."""
     ordered = x.sort().values
     return (ordered[(len(x) - 1) // 2] + ordered[len(x) // 2]) / 2
-
-
-def network_size(height: int, width: int, short_side: int, multiple: int) -> tuple[int, int]:
-    """(height, width) of the network's input: the aspect is kept as multiples allow.
-
-    The shorter side becomes ``short_side``, the longer one the nearest multiple, as in Depth
-    Anything V2's preprocessing.
-    """
-    scale = short_side / min(height, width)
-    rows, columns = (
-        max(short_side, round(side * scale / multiple) * multiple) for side in (height, width)
-    )
-    return rows, columns
-
-
-def upsample(
-    prediction: Float[Tensor, "b 1 h w"], height: int, width: int
-) -> Float[Tensor, "b 1 h2 w2"]:
-    """A prediction at the truth's resolution: bilinear, corners aligned.
-
-    As Depth Anything V2 and ZoeDepth do it, in the prediction's own quantity. (By the half-pixel
-    convention the corners should not be aligned; the shift is at most half a pixel of the input.)
-    """
-    return F.interpolate(prediction, (height, width), mode="bilinear", align_corners=True)
 
 
 def _size(size: tuple[int, int]) -> str:

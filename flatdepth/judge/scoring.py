@@ -40,7 +40,6 @@ from flatdepth.data.frames import Pictures, Subset, open_corpus
 from flatdepth.data.loader import Sample, in_order, pasted_sample, to_device
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError, expect_within, is_out_of_memory
-from flatdepth.geometry import View, view_image
 from flatdepth.judge.metrics import (
     RegionTable,
     bootstrap_means,
@@ -57,13 +56,12 @@ from flatdepth.judge.protocol import (
     Fit,
     Protocol,
     align,
-    network_size,
     own_alignment,
-    upsample,
 )
 from flatdepth.models.checkpoint import open_model
 from flatdepth.models.network import DepthNetwork, Kind
 from flatdepth.models.precision import expect_room
+from flatdepth.models.preprocessing import preprocessing
 from flatdepth.types import METRICS, Batch, Region
 
 Part = Literal["all", "train", "val", "test"]
@@ -540,13 +538,13 @@ def look(
     torch.backends.cudnn.allow_tf32 = False  # figures shall not depend on the device
     for model, its_contenders in groupby(contenders, key=lambda contender: contender.model):
         side = nearest_multiple(size, model.multiple)
-        rows, columns = network_size(height, width, side, model.multiple)
+        way = preprocessing("ours", side, model.multiple)
+        rows, columns = way.network_size(height, width)
         networks.append((rows, columns))
-        view = View(top=0, left=0, crop_height=height, crop_width=width, height=rows, width=columns)
-        resized = torch.stack([view_image(image, view) for image in batch.image])
+        resized = way.prepare(batch.image)
         focal_px = batch.focal_px * columns / width
         try:
-            prediction = upsample(model(resized, focal_px), height, width)
+            prediction = way.restore(model(resized, focal_px), height, width)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

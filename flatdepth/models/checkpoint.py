@@ -140,7 +140,7 @@ class LoadReport:
         return ". ".join(sentences) + "."
 
 
-def read_weights(source: str) -> WeightFile:
+def read_weights(source: str, *, network: str | None = None) -> WeightFile:
     """Read a weight file of any layout that is understood, under the official names.
 
     Args:
@@ -148,6 +148,7 @@ def read_weights(source: str) -> WeightFile:
             Hugging Face Hub id ``org/name`` or ``org/name/path/of/file``. Without a file,
             ``model.safetensors`` is taken, else what its index names, else the only file of the
             first ending in ``SUFFIXES`` that there is.
+        network: which one is in it, where several take the same files; None: as it looks.
 
     Raises:
         UserError: the file cannot be had or read, or holds something else than named tensors.
@@ -155,11 +156,11 @@ def read_weights(source: str) -> WeightFile:
     path = _locate(source)
     metadata = read_metadata(path)
     tensors, unwrapped = unwrap(_read(path, source), source)
-    network, tensors, notes = _recognised(tensors, metadata)
+    found, tensors, notes = _recognised(tensors, metadata, network)
     return WeightFile(
         source=source,
         path=path,
-        network=network,
+        network=found,
         tensors=tensors,
         unwrapped=(*unwrapped, *notes),
         metadata=metadata,
@@ -181,23 +182,28 @@ def load_weights(
             predicts like one, or its tensors differ from the model's in name or shape. The model is
             unchanged then.
     """
-    return _load(model, read_weights(source), head)
+    return _load(model, read_weights(source, network=model.name), head)
 
 
 def open_model(
-    source: str, *, kind: Kind | None = None, max_depth_m: float | None = None
+    source: str,
+    *,
+    kind: Kind | None = None,
+    max_depth_m: float | None = None,
+    network: str | None = None,
 ) -> tuple[DepthNetwork, LoadReport]:
     """The model that a file holds, in evaluation mode, and how it was loaded.
 
     Args:
-        source: as in ``read_weights``.
+        source, network: as in ``read_weights``.
         kind, max_depth_m: what the file holds, for one that does not say it.
 
     Raises:
         UserError: as for ``load_weights``, the file holds no encoder of a known size or no head, or
             neither it nor the arguments say the kind.
     """
-    return model_of(read_weights(source), kind=kind, max_depth_m=max_depth_m)
+    weights = read_weights(source, network=network)
+    return model_of(weights, kind=kind, max_depth_m=max_depth_m)
 
 
 def model_of(
@@ -542,13 +548,13 @@ def _read_file(path: Path, source: str) -> object:
 
 
 def _recognised(
-    tensors: dict[str, Tensor], metadata: Mapping[str, str] | None
+    tensors: dict[str, Tensor], metadata: Mapping[str, str] | None, network: str | None
 ) -> tuple[str, dict[str, Tensor], list[str]]:
     """The network whose tensors they look like, the tensors by its names, and what was done.
 
     A file that says its network is believed; what no network knows is taken for the first.
     """
-    said = (metadata or {}).get("network", "")
+    said = network or (metadata or {}).get("network", "")
     for name in [said] if said in CLASSES else CLASSES:
         found = network_class(name).renamed(tensors)
         if found is not None:

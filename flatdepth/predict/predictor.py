@@ -20,8 +20,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,15 +35,14 @@ from flatdepth.data.loader import in_order
 from flatdepth.data.readers.files import pinhole
 from flatdepth.errors import BadFrame, UserError, expect_within, is_out_of_memory, printable
 from flatdepth.geometry import (
-    View,
     camera_trouble,
     focal_from_mm,
     off_centre,
     sensor_sides,
-    view_image,
 )
 from flatdepth.models.network import Kind
 from flatdepth.models.precision import expect_room
+from flatdepth.models.preprocessing import PREPROCESSING, Preprocessing, preprocessing
 from flatdepth.predict.inputs import (
     Input,
     Photo,
@@ -70,9 +68,6 @@ from flatdepth.show.pictures import write_atomic
 
 DEFAULT_FOV_DEG = 60.0
 DEFAULT_SIZE = 518
-
-MOST_ASPECT = 4
-"""The longer side of the network's input is at most this many times ``size``."""
 
 TILE_OVERLAP = 0.25
 """Of a tile's side."""
@@ -181,88 +176,69 @@ def _require(condition: bool, message: str) -> None:
 # The network.
 
 
-def input_side(model: DepthModel, options: PredictOptions) -> int:
-    """The shorter side of the network's input in pixels.
+def input_of(model: DepthModel, options: PredictOptions) -> Preprocessing:
+    """How pictures become the network's input and predictions come back.
 
     Raises:
-        UserError: the chosen one is no multiple of what the network takes.
+        UserError: the chosen size is no multiple of what the network takes.
     """
-    if options.size is None:
-        return nearest_multiple(DEFAULT_SIZE, model.multiple)
-    expect_multiple("--size", options.size, model.multiple)
-    return options.size
-
-
-def network_size(height: int, width: int, size: int, multiple: int) -> tuple[int, int]:
-    """Rows and columns of the network's input: the shorter side is ``size``, the aspect is kept.
-
-    Each side is rounded to a multiple. The longer side ends at ``MOST_ASPECT * size``; the shorter
-    one is less than ``size`` then.
-    """
-    scale = min(size / min(height, width), MOST_ASPECT * size / max(height, width))
-    return nearest_multiple(height * scale, multiple), nearest_multiple(width * scale, multiple)
+    size = options.size
+    if size is not None:
+        expect_multiple("--size", size, model.multiple)
+    size = size or nearest_multiple(DEFAULT_SIZE, model.multiple)
+    return preprocessing("ours", size, model.multiple)
 
 
 @torch.inference_mode()
 def predict_field(
     model: DepthModel,
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
-    size: tuple[int, int],
+    way: Preprocessing,
     device: torch.device,
     focals_px: Sequence[float],
 ) -> list[Float32[np.ndarray, "_ _"]]:
     """The fields of images that share one network size, each at its image's own size.
 
-    Resized bilinearly, on the way out with ``align_corners=True`` as the official code does it.
     float16 autocast on CUDA, float32 elsewhere.
 
     Args:
+        way: to the network's input and back; it brings the field back, not metres.
         focals_px: in pixels of each image.
 
     Returns:
         1/m, unitless and >= 0 from a relative network, unitless from an affine one. Not finite
         where float16 overflowed.
     """
-    inputs = torch.stack([_network_input(image, size, device) for image in images])
+    pixels = [torch.tensor(image, device=device).movedim(-1, 0)[None] for image in images]
+    inputs = torch.cat([way.prepare(one.float() / 255) for one in pixels])
     with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-        scales = [size[1] / image.shape[1] for image in images]
+        scales = [inputs.shape[-1] / image.shape[1] for image in images]
         focal_px = inputs.new_tensor([f * s for f, s in zip(focals_px, scales, strict=True)])
         outputs = model(inputs, focal_px).float()
     fields = outputs.clamp_min(_LEAST_DEPTH_M).reciprocal() if model.kind == "metric" else outputs
     return [
-        F.interpolate(one[None], image.shape[:2], mode="bilinear", align_corners=True)[0, 0]
-        .cpu()
-        .numpy()
+        way.restore(one[None], *image.shape[:2])[0, 0].cpu().numpy()
         for one, image in zip(fields, images, strict=True)
     ]
-
-
-def _network_input(
-    image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], device: torch.device
-) -> Float[Tensor, "3 out_h out_w"]:
-    height, width = image.shape[:2]
-    whole = View(top=0, left=0, crop_height=height, crop_width=width, height=size[0], width=size[1])
-    pixels = torch.tensor(image, device=device).movedim(-1, 0)
-    return view_image(pixels.float() / 255, whole)
 
 
 def predict_tiled(
     model: DepthModel,
     image: UInt8[np.ndarray, "h w 3"],
-    options: PredictOptions,
+    way: Preprocessing,
     device: torch.device,
     focal_px: float,
+    batch: int,
 ) -> Float32[np.ndarray, "h w"]:
     """The field at the image's own resolution.
 
-    The whole image is predicted first. Tiles of ``options.size`` pixels, which the network sees
-    unscaled, are aligned to it by scale and shift and blended: they bring the detail, the whole
-    brings the layout. An image that the network sees whole at full resolution needs no tiles.
+    The whole image is predicted first. Tiles as large as the input's shorter side, which the
+    network sees unscaled, are aligned to it by scale and shift and blended: they bring the detail,
+    the whole brings the layout. An image that the network sees whole at full resolution needs none.
     """
     height, width = image.shape[:2]
-    side = input_side(model, options)
-    whole_size = network_size(height, width, side, model.multiple)
-    whole = predict_field(model, [image], whole_size, device, [focal_px])[0]
+    side, whole_size = min(way.size), way.network_size(height, width)
+    whole = predict_field(model, [image], way, device, [focal_px])[0]
     if whole_size[0] >= height and whole_size[1] >= width:
         return whole
     overlap = round(TILE_OVERLAP * side)
@@ -270,12 +246,13 @@ def predict_tiled(
     tiles = list(tiles_of(height, width, side, overlap))
     rows, columns = tiles[0].height, tiles[0].width
     tile_size = (nearest_multiple(rows, model.multiple), nearest_multiple(columns, model.multiple))
+    unscaled = replace(PREPROCESSING["ours"], rule="exact", size=tile_size, multiple=model.multiple)
 
     def aligned() -> Iterator[tuple[Tile, Float32[np.ndarray, "_ _"]]]:
-        for first in range(0, len(tiles), options.batch):
-            some = tiles[first : first + options.batch]
+        for first in range(0, len(tiles), batch):
+            some = tiles[first : first + batch]
             images = [image[tile.place] for tile in some]
-            parts = predict_field(model, images, tile_size, device, [focal_px] * len(some))
+            parts = predict_field(model, images, unscaled, device, [focal_px] * len(some))
             for tile, part in zip(some, parts, strict=True):
                 yield tile, align(part, whole[tile.place], cell)
 
@@ -297,14 +274,15 @@ def predict_photo(
         BadFrame: the prediction is not finite.
     """
     height, width = photo.image.shape[:2]
-    network = network_size(height, width, input_side(model, options), model.multiple)
+    way = input_of(model, options)
     said = (options.intrinsics, options.fov_deg, options.focal_mm, photo.focal_px)
     known = any(value is not None for value in said)
     camera = choose_camera(photo.focal_px, height, width, options)
     if options.tiles:
-        field = predict_tiled(model, photo.image, options, device, camera.focal_px)
+        field = predict_tiled(model, photo.image, way, device, camera.focal_px, options.batch)
     else:
-        field = predict_field(model, [photo.image], network, device, [camera.focal_px])[0]
+        field = predict_field(model, [photo.image], way, device, [camera.focal_px])[0]
+    network = way.network_size(height, width)
     return _prediction(model, photo.image, field, camera if known else None, network, options)
 
 
@@ -442,7 +420,7 @@ def predict_files(
             "--write ply: the unknown shift of relative depth bends every surface; take metric "
             "weights for point clouds"
         )
-    expect_room(options.batch, input_side(model, options), device)
+    expect_room(options.batch, min(input_of(model, options).size), device)
     written: list[Written] = []
     skipped: list[Skipped] = []
 
@@ -564,11 +542,13 @@ def _predicted(
         say_doubt: what the first prediction is to be doubted with.
     """
 
+    way = input_of(model, options)
+
     def load(item: Input) -> _Opened | _Postponed | Skipped:
         try:
             if threads > 1 and announced_pixels(item.path) > LARGE_PIXELS:
                 return _Postponed(item)
-            return _open(item, model, options)
+            return _open(item, way, options)
         except BadFrame as error:
             return Skipped(item, error.detail)
 
@@ -580,12 +560,12 @@ def _predicted(
         images = [one.image for one in group]
         if options.tiles:
             maps = [
-                predict_tiled(model, one.image, options, device, one.camera.focal_px)
+                predict_tiled(model, one.image, way, device, one.camera.focal_px, options.batch)
                 for one in group
             ]
         else:
             focals_px = [one.camera.focal_px for one in group]
-            maps = predict_field(model, images, group[0].network, device, focals_px)
+            maps = predict_field(model, images, way, device, focals_px)
         for one, field in zip(group, maps, strict=True):
             camera = one.camera if "ply" in options.write else None
             try:
@@ -603,14 +583,14 @@ def _predicted(
             yield _Predicted(source=one.source, prediction=prediction, network=one.network)
 
 
-def _open(item: Input, model: DepthModel, options: PredictOptions) -> _Opened:
+def _open(item: Input, way: Preprocessing, options: PredictOptions) -> _Opened:
     photo = open_photo(item.path, options.image_bits)
     height, width = photo.image.shape[:2]
     camera = choose_camera(photo.focal_px, height, width, options)
     return _Opened(
         source=item,
         image=photo.image,
-        network=network_size(height, width, input_side(model, options), model.multiple),
+        network=way.network_size(height, width),
         camera=camera,
     )
 
