@@ -18,13 +18,17 @@ from flatdepth.show.pictures import (
     REGION_COLOURS,
     SKY_COLOUR,
     UNKNOWN_COLOUR,
+    Tile,
     colour_depth,
     colour_error,
     colour_region,
     contact_sheet,
     depth_limits,
+    draw_outlines,
     loss_curve,
+    region_outlines,
     save_png,
+    tile_sheet,
     write_atomic,
 )
 from flatdepth.types import Region
@@ -250,6 +254,107 @@ def test_sheet_font_has_the_characters_that_labels_use(character: str) -> None:
 def test_sheet_refuses_a_table_with_holes(rows, columns, titles, limits) -> None:
     with pytest.raises(ValueError, match="rows"):
         contact_sheet(rows, columns, titles, title="t", limits_m=limits)
+
+
+def tiles(counts: list[int], text: str = "") -> list[Tile]:
+    """Tiles of as many pictures each, 200 x 90, every picture in a colour of its own."""
+    return [
+        Tile(
+            heading="a heading " * 9,
+            text=text,
+            warning="beware " * 20,
+            pictures=[solid((10 * tile, 10 * row, 7), 90, 200) for row in range(count)],
+            caption="a caption " * 9,
+        )
+        for tile, count in enumerate(counts)
+    ]
+
+
+def test_tiles_fill_rows_and_keep_their_pictures_together() -> None:
+    text = "scene_without_any_space/" * 30
+    sheet = tile_sheet(
+        tiles([2, 2, 2, 2, 2], text),
+        title="A title longer than the sheet is wide " * 9,
+        columns=3,
+        regions=True,
+        depth=("1 m", "9 m"),
+        error_limit=0.5,
+    )
+    corners = {}
+    for tile in range(5):
+        for row in range(2):
+            pixels = where(sheet, (10 * tile, 10 * row, 7))
+            assert len(pixels) == 200 * 90, "covered by a text, or of another size"
+            corners[tile, row] = pixels.min(axis=0)
+        assert 90 < corners[tile, 1][0] - corners[tile, 0][0] < 110
+        assert corners[tile, 1][1] == corners[tile, 0][1]
+    assert len({int(corners[tile, 0][0]) for tile in range(3)}) == 1
+    assert corners[3, 0][0] == corners[4, 0][0] > corners[0, 1][0] + 90
+    assert corners[3, 0][1] == corners[0, 0][1] and corners[4, 0][1] == corners[1, 0][1]
+    for colour in (*REGION_COLOURS.values(), SKY_COLOUR, UNKNOWN_COLOUR):
+        assert where(sheet, colour)[:, 0].min() > corners[4, 1][0] + 90, "the legend is below all"
+
+
+def test_the_legend_of_tiles_takes_a_free_place() -> None:
+    def draw(counts: list[int]) -> Image.Image:
+        return tile_sheet(
+            tiles(counts), title="t", columns=3, regions=True, depth=("", ""), error_limit=None
+        )
+
+    full, free = draw([2, 2, 2]), draw([2, 1, 2])
+    assert free.height < full.height and free.width == full.width
+    left, right = where(free, (10, 0, 7))[:, 1].min(), where(free, (20, 0, 7))[:, 1].min()
+    top = where(free, (10, 0, 7))[:, 0].max()
+    for colour in (*REGION_COLOURS.values(), UNKNOWN_COLOUR):
+        swatch = where(free, colour)
+        assert len(swatch) >= 16 * 16 and swatch[:, 0].min() > top
+        assert left <= swatch[:, 1].min() and swatch[:, 1].max() < right
+
+
+def test_tiles_need_pictures_of_one_size() -> None:
+    options = {"title": "t", "columns": 1, "regions": False, "depth": ("", ""), "error_limit": 0.5}
+    other = Tile(heading="a", pictures=[solid((1, 2, 3))])
+    for wrong in ([], [*tiles([1]), other]):
+        with pytest.raises(ValueError, match="one size"):
+            tile_sheet(wrong, **options)
+
+
+def area(polygon: np.ndarray) -> float:
+    """By the shoelace formula."""
+    u, v = polygon.T
+    return abs(float(u @ np.roll(v, 1) - v @ np.roll(u, 1))) / 2
+
+
+def test_outlines_enclose_their_region() -> None:
+    v, u = np.mgrid[:90, :120] + 0.5
+    region = np.zeros((90, 120), np.uint8)
+    region[(u - 80) ** 2 + (v - 50) ** 2 < 30**2] = Region.MIRROR
+    region[(u - 80) ** 2 + (v - 50) ** 2 < 10**2] = Region.FRAME
+    region[:20, :30] = Region.ART  # in the corner of the image
+    found = region_outlines(region, (Region.MIRROR, Region.ART, Region.DECOY))
+    assert set(found) == {Region.MIRROR, Region.ART}
+    outer, inner = sorted(found[Region.MIRROR], key=area, reverse=True)
+    for polygon, radius in ((outer, 30), (inner, 10)):
+        assert np.array_equal(polygon[0], polygon[-1])
+        distance = np.hypot(polygon[:, 0] - 80, polygon[:, 1] - 50)
+        assert np.abs(distance - radius).max() < 0.8
+    (corner,) = found[Region.ART]
+    assert area(corner) == pytest.approx(20 * 30, abs=6), "rounded corners alone are missing"
+    np.testing.assert_allclose([corner.min(0), corner.max(0)], [(0, 0), (30, 20)], atol=0.1)
+
+
+def test_outlines_are_drawn_where_the_region_ends() -> None:
+    region = np.zeros((60, 80), np.uint8)
+    region[20:40, 30:60] = Region.MIRROR
+    panel = np.full((180, 240, 3), 200, np.uint8)
+    drawn = draw_outlines(panel, region_outlines(region, (Region.MIRROR,)), 3.0)
+    assert (panel == 200).all() and drawn.shape == panel.shape
+    v, u = np.nonzero((drawn == REGION_COLOURS[Region.MIRROR]).all(-1))
+    beside = np.minimum(np.abs(v + 0.5 - 60), np.abs(v + 0.5 - 120))
+    across = np.minimum(np.abs(u + 0.5 - 90), np.abs(u + 0.5 - 180))
+    assert len(v) > 2 * (60 + 90) and np.minimum(beside, across).max() < 3
+    v, u = np.nonzero((drawn != 200).any(-1))
+    assert v.min() >= 55 and v.max() < 125 and u.min() >= 85 and u.max() < 185
 
 
 def test_png_round_trip_makes_folders(tmp_path: Path) -> None:

@@ -48,9 +48,11 @@ _LEAST_RATIO = 1.2
 _PAPER: RGB = (255, 255, 255)
 _INK: RGB = (31, 35, 40)
 _MUTED_INK: RGB = (92, 99, 108)
-_TITLE_SIZE, _TEXT_SIZE, _SMALL_SIZE = 21, 15, 13
+_WARNING_INK: RGB = (179, 55, 47)
+_TITLE_SIZE, _HEADING_SIZE, _TEXT_SIZE, _SMALL_SIZE = 21, 18, 15, 13
 _MARGIN, _GAP = 20, 6
 _LABEL_WIDTH, _LABEL_LINE, _BAR_WIDTH, _LEGEND_LINE = 170, 20, 76, 26
+_TILE_GAP, _TILE_TEXT_LINES = 14, 3
 
 _LIGHT = {"ink": "#1f2328", "muted": "#667080", "grid": "#e4e7eb", "loss": "#2b66b1"}
 _DARK = {"ink": "#e6e8eb", "muted": "#98a1ad", "grid": "#2d333b", "loss": "#79aef0"}
@@ -188,7 +190,8 @@ def contact_sheet(
     top = _MARGIN + 46
     right = left + len(columns) * (size[0] + _GAP) - _GAP
     width = right + (_BAR_WIDTH if limits_m is not None else 0) + _MARGIN
-    legend = _legend_items(regions=regions, depth=limits_m is not None, error_limit=error_limit)
+    depth = None if limits_m is None else ("depth: near", "far")
+    legend = _legend_items(regions=regions, depth=depth, error_limit=error_limit)
     lines = _flow(legend, width - left - _MARGIN)
     legend_top = top + 26 + len(rows) * (size[1] + _GAP) + 8
     height = legend_top + len(lines) * _LEGEND_LINE + _MARGIN - 8
@@ -213,12 +216,137 @@ def contact_sheet(
             sheet.paste(fitted, (left + column * (size[0] + _GAP), y))
         if limits_m is not None:
             _draw_depth_bar(sheet, (right + 12, y), size[1], limits_m[index])
-    for line, items in enumerate(lines):
-        x = left
-        for item in items:
-            _draw_legend_item(sheet, (x, legend_top + line * _LEGEND_LINE), item)
-            x += item.width
+    _draw_legend(sheet, (left, legend_top), lines)
     return sheet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """Pictures one above the other, and what is written above and below them.
+
+    Attributes:
+        heading: one line.
+        text: under the heading, cut off after three lines.
+        warning: a line in red under that.
+        pictures: all tiles of a sheet have pictures of one size.
+        caption: a line below the pictures.
+    """
+
+    heading: str
+    text: str = ""
+    warning: str = ""
+    pictures: Sequence[UInt8[np.ndarray, "h w 3"]]
+    caption: str = ""
+
+
+def tile_sheet(
+    tiles: Sequence[Tile],
+    *,
+    title: str,
+    columns: int,
+    regions: bool,
+    depth: tuple[str, str],
+    error_limit: float | None,
+) -> Image.Image:
+    """Lay tiles out in rows, with a legend.
+
+    The legend takes the place of the first picture that a tile has less than the others, or the
+    foot of the sheet.
+
+    Args:
+        columns: tiles per row.
+        regions, error_limit: as in ``contact_sheet``.
+        depth: what is written at the near and at the far end of the depth's colours.
+
+    Raises:
+        ValueError: there is no tile, or the pictures are not of one size.
+    """
+    sizes = {picture.shape[1::-1] for tile in tiles for picture in tile.pictures}
+    if len(sizes) != 1:
+        raise ValueError(f"a sheet needs pictures of one size, found {sorted(sizes)}")
+    ((width, height),) = sizes
+    most = max(len(tile.pictures) for tile in tiles)
+    texts = [_wrap(tile.text, _TEXT_SIZE, width)[:_TILE_TEXT_LINES] for tile in tiles]
+    warned = any(tile.warning for tile in tiles)
+    text_top = 28
+    top = text_top + _LABEL_LINE * (max(map(len, texts)) + warned) + 4
+    bottom = top + most * (height + _GAP)
+    tile_height = bottom + 26 * any(tile.caption for tile in tiles) + _TILE_GAP
+    rows = -(-len(tiles) // columns)
+    first = _MARGIN + 46
+    whole = columns * (width + _TILE_GAP) - _TILE_GAP
+    free = next((i for i, tile in enumerate(tiles) if len(tile.pictures) < most), None)
+    legend = _legend_items(regions=regions, depth=depth, error_limit=error_limit)
+    lines = _flow(legend, whole if free is None else width)
+    foot = first + rows * tile_height
+    legend_height = len(lines) * _LEGEND_LINE if free is None else 0
+
+    sheet = Image.new("RGB", (whole + 2 * _MARGIN, foot + legend_height + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, _MARGIN), _fit(title, _TITLE_SIZE, whole), _INK, _font(_TITLE_SIZE))
+    for index, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
+        x = _MARGIN + index % columns * (width + _TILE_GAP)
+        y = first + index // columns * tile_height
+        heading = _fit(tile.heading, _HEADING_SIZE, width)
+        draw.text((x, y), heading, _INK, _font(_HEADING_SIZE))
+        for number, line in enumerate(text):
+            at = (x, y + text_top + number * _LABEL_LINE)
+            draw.text(at, line, _MUTED_INK, _font(_TEXT_SIZE))
+        at = (x, y + text_top + len(text) * _LABEL_LINE)
+        warning = _fit(tile.warning, _TEXT_SIZE, width)
+        draw.text(at, warning, _WARNING_INK, _font(_TEXT_SIZE), stroke_width=0.4)
+        for number, picture in enumerate(tile.pictures):
+            sheet.paste(Image.fromarray(picture), (x, y + top + number * (height + _GAP)))
+        caption = _fit(tile.caption, _TEXT_SIZE, width)
+        draw.text((x, y + bottom), caption, _INK, _font(_TEXT_SIZE))
+        if index == free:
+            below = y + top + len(tile.pictures) * (height + _GAP) + 10
+            _draw_legend(sheet, (x, below), lines)
+    if free is None:
+        _draw_legend(sheet, (_MARGIN, foot), lines)
+    return sheet
+
+
+Outlines = Mapping[Region, Sequence[NDArray[np.float64]]]
+
+
+def region_outlines(region: UInt8[np.ndarray, "h w"], members: Sequence[Region]) -> Outlines:
+    """Around what lies in each of some regions: closed polygons (n, 2) of (u, v) in pixels.
+
+    A polygon runs where a Gaussian mean of 1 px finds half of the region, so that slanted edges
+    have no stairs and corners are rounded by less than a pixel. A hole has a polygon of its own;
+    what is thinner than a pixel or two has none.
+    """
+    height, width = region.shape
+    rim = 3
+    v, u = (np.arange(-rim, size + rim) + 0.5 for size in (height, width))
+    axes = Figure().subplots()
+    found: dict[Region, list[NDArray[np.float64]]] = {}
+    for member in members:
+        inside = Image.fromarray(np.pad(np.where(region == member, np.uint8(255), 0), rim))
+        share = np.asarray(inside.filter(ImageFilter.GaussianBlur(1)), np.float64) / 255
+        if share.max() > 0.5:
+            (path,) = axes.contour(u, v, share, levels=[0.5]).get_paths()
+            found[member] = [np.asarray(polygon) for polygon in path.to_polygons()]
+    return found
+
+
+def draw_outlines(
+    panel: UInt8[np.ndarray, "h w 3"], outlines: Outlines, scale: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A panel with outlines of 2 px in the colours of their regions, on a dark rim.
+
+    Args:
+        scale: pixels of the panel per pixel of the outlines.
+    """
+    picture = Image.fromarray(panel)
+    draw = ImageDraw.Draw(picture)
+    for width, rim in ((6, True), (2, False)):
+        for member, polygons in outlines.items():
+            for polygon in polygons:
+                points = [(float(u), float(v)) for u, v in polygon * scale - 0.5]
+                draw.line(points, _INK if rim else REGION_COLOURS[member], width, joint="curve")
+    return np.asarray(picture)
 
 
 def save_png(image: Image.Image | UInt8[np.ndarray, "h w 3"], path: Path) -> None:
@@ -379,7 +507,7 @@ def _fit(text: str, size: int, width: int) -> str:
     return line.rstrip() + "…"
 
 
-def _metres(depth_m: float) -> str:
+def metres(depth_m: float) -> str:
     return f"{depth_m:.2f} m" if depth_m < 1 else f"{depth_m:.1f} m"
 
 
@@ -398,17 +526,20 @@ def _draw_depth_bar(
         (2 / (1 / low + 1 / high), y + height // 2, "lm"),
         (high, y + height, "ld"),
     ):
-        draw.text((x, at), _metres(depth), _MUTED_INK, _font(12), anchor=anchor)
+        draw.text((x, at), metres(depth), _MUTED_INK, _font(12), anchor=anchor)
 
 
-def _legend_items(*, regions: bool, depth: bool, error_limit: float | None) -> list[_LegendItem]:
+def _legend_items(
+    *, regions: bool, depth: tuple[str, str] | None, error_limit: float | None
+) -> list[_LegendItem]:
     items = []
     if regions:
         for region, colour in REGION_COLOURS.items():
             items.append(_LegendItem(region.name.lower(), np.array([colour], np.uint8)))
     if depth:
+        near, far = depth
         ramp = _apply_map(_DEPTH_MAP, np.linspace(1, 0, 90)[None])[0]
-        items.append(_LegendItem("far", ramp, 90, "depth: near"))
+        items.append(_LegendItem(far, ramp, 90, near))
         items.append(_LegendItem("sky", np.array([SKY_COLOUR], np.uint8)))
     if error_limit is not None:
         ramp = _apply_map(_ERROR_MAP, np.linspace(0, 1, 90)[None])[0]
@@ -429,6 +560,16 @@ def _flow(items: Sequence[_LegendItem], width: int) -> list[list[_LegendItem]]:
         lines[-1].append(item)
         used += item.width
     return lines
+
+
+def _draw_legend(
+    sheet: Image.Image, corner: tuple[int, int], lines: Sequence[Sequence[_LegendItem]]
+) -> None:
+    for line, items in enumerate(lines):
+        x = corner[0]
+        for item in items:
+            _draw_legend_item(sheet, (x, corner[1] + line * _LEGEND_LINE), item)
+            x += item.width
 
 
 def _draw_legend_item(sheet: Image.Image, corner: tuple[int, int], item: _LegendItem) -> None:

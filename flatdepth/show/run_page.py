@@ -222,15 +222,18 @@ class Label(NamedTuple):
     about: str = ""
 
 
+Cell = tuple[str, str, bool]
+"""Exact number, how it is shown, whether it is the best."""
+
+
 class Row(NamedTuple):
     """A figure in every evaluation, and its change over all of them; None where there is none.
 
-    ``cells`` are (exact number, how it is shown, whether it is the best), ``change`` is (text,
-    "good", "bad" or "same").
+    ``change`` is (text, "good", "bad" or "same").
     """
 
     label: Label
-    cells: Sequence[tuple[str, str, bool] | None]
+    cells: Sequence[Cell | None]
     change: tuple[str, str] | None
 
 
@@ -341,16 +344,21 @@ def metric_label(name: str) -> str:
 
 
 def _row(label: Label, values: Sequence[float], better: Better | None) -> Row:
+    change = None if better is None else _change(values[0], values[-1], better)
+    return Row(label, cells(values, better), change)
+
+
+def cells(values: Sequence[float], better: Better | None) -> list[Cell | None]:
+    """The figures of one metric, the best marked if they differ; None for one that is missing."""
     finite = [value for value in values if math.isfinite(value)]
     best = math.nan
     if better is not None and len(set(finite)) > 1:
         best = max(finite) if better == "higher" else min(finite)
     decimals = _decimals(finite)
-    cells = [_cell(value, decimals, value == best) for value in values]
-    return Row(label, cells, None if better is None else _change(values[0], values[-1], better))
+    return [_cell(value, decimals, value == best) for value in values]
 
 
-def _cell(value: float, decimals: int, best: bool) -> tuple[str, str, bool] | None:
+def _cell(value: float, decimals: int, best: bool) -> Cell | None:
     if not math.isfinite(value):
         return None
     exact = repr(int(value)) if value.is_integer() else repr(value)

@@ -114,6 +114,12 @@ for (const group of document.querySelectorAll(".cloud")) {
       redraw();
     });
   }
+  for (const select of group.querySelectorAll("select")) {
+    select.addEventListener("change", () => {
+      for (const view of views) view.dataset.map = select.value;
+      redraw();
+    });
+  }
   new ResizeObserver(redraw).observe(group);
   redraw();
 }
