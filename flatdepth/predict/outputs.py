@@ -121,7 +121,7 @@ def render(
     if "depth" in products:
         files[SUFFIXES["depth"]] = _png(codes)
     if "npy" in products:
-        files[SUFFIXES["npy"]] = _npy(values)
+        files[SUFFIXES["npy"]] = npy_bytes(values)
     if not {"colour", "side"}.isdisjoint(products):
         colours = colour_field(prediction.field, prediction.kind)
         if "colour" in products:
@@ -249,7 +249,8 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _npy(values: Float32[np.ndarray, "h w"]) -> bytes:
+def npy_bytes(values: Float32[np.ndarray, "h w"]) -> bytes:
+    """An array as a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     return buffer.getvalue()

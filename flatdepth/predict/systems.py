@@ -159,7 +159,8 @@ class OpenedSystem:
 
     Attributes:
         label: as it was given.
-        network: in evaluation mode, on its device.
+        network: in evaluation mode, on its device; None once it is no longer needed.
+        kind: what it predicts.
         preprocessing: of its input.
         weights: where they come from, in words.
         licence, note: in words, or "".
@@ -167,7 +168,8 @@ class OpenedSystem:
     """
 
     label: str
-    network: DepthNetwork
+    network: DepthNetwork | None
+    kind: Kind
     preprocessing: Preprocessing
     weights: str
     licence: str
@@ -177,7 +179,11 @@ class OpenedSystem:
     @property
     def predicts(self) -> str:
         """What a prediction is, in words."""
-        return QUANTITIES[self.network.kind]
+        return QUANTITIES[self.kind]
+
+    def without_network(self) -> "OpenedSystem":
+        """The same without what takes memory."""
+        return replace(self, network=None)
 
 
 def open_system(given: str, settings: Settings, device: torch.device) -> OpenedSystem:
@@ -213,6 +219,7 @@ def open_system(given: str, settings: Settings, device: torch.device) -> OpenedS
     return OpenedSystem(
         label=label,
         network=network.eval().to(device),
+        kind=network.kind,
         preprocessing=way,
         weights="none: random" if untrained else source,
         licence=facts.licence if facts and not weights else "",
@@ -260,6 +267,7 @@ def predict_with(
         UserError: the prediction is not finite.
     """
     network, way = system.network, system.preprocessing
+    assert network is not None
     device = network.image_mean.device
     height, width = image.shape[:2]
     if settings.tiles:
@@ -310,7 +318,7 @@ def on_one_scale(
         predictions: per system, as ``predict_with`` gives them.
         truth_m, valid: planar z in metres and where it counts, if it is known.
     """
-    kinds: list[Kind] = [system.network.kind for system in systems]
+    kinds: list[Kind] = [system.kind for system in systems]
     target, where, whose = truth_m, valid, "the truth"
     if target is None:
         first = kinds.index("metric") if "metric" in kinds else 0

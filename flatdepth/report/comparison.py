@@ -52,6 +52,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "art": ("abs_rel", "delta1", "flatness_residual"),
     "flat": ("abs_rel", "delta1", "flatness_residual"),
     "background": ("abs_rel", "delta1"),
+    "decoy": ("abs_rel", "delta1"),
     "clean": ("abs_rel", "delta1"),
 }
 _FLAT = (Region.MIRROR, Region.ART)
@@ -152,8 +153,8 @@ class Case:
 def measure(cases: Iterable[Case]) -> list[Table]:
     """The figures of every system by region: means over the pictures that have truth.
 
-    Regions and formulas are those of ``judge.metrics``, without "frame" and "decoy"; a picture
-    whose flat things are not labelled is "clean". "images" and "pixels" are what a mean is over.
+    Regions and formulas are those of ``judge.metrics``, without "frame"; a picture whose flat
+    things are not labelled is "clean". "images" and "pixels" are what a mean is over.
     "flatness_residual" of "mirror", "art" and "flat" is the mean over "things": the connected parts
     of a region that have 64 pixels or more.
 
