@@ -19,7 +19,8 @@ from flatdepth.training.launch import share_out
 from flatdepth.training.optim import make_optimizer
 from tests.conftest import REPOSITORY
 
-FILES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+CONFIGS = REPOSITORY / "configs"
+FILES = sorted([*CONFIGS.glob("*.yaml"), *(CONFIGS / "recipes").glob("*.yaml")])
 GPU_FILES = [path for path in FILES if path.stem.startswith(("vits_", "vitb_", "vitl_"))]
 
 # What is trained, counted from the facts of the official models: encoder and head sizes without the
