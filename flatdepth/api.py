@@ -153,7 +153,7 @@ class Predictor:
         Args:
             image: a file, a Pillow image, or (h, w, 3) uint8 sRGB.
             size: shorter side of the network's input in pixels, a multiple of what it takes (14 for
-                Depth Anything); None: the one nearest to 518.
+                Depth Anything); None: as in its training, else the one nearest to 518.
             tiles: refine with tiles of ``size`` pixels at the picture's own resolution.
             intrinsics: fx, fy, cx, cy in pixels, cx and cy for pixel centres at integers (OpenCV).
             unusual_camera: take intrinsics of any field of view and any ratio of fx and fy.

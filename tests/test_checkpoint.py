@@ -142,6 +142,20 @@ def test_saving_and_loading_is_bit_exact(
     assert (report.matched, report.total, report.fresh, report.unwrapped) == (TOTAL, TOTAL, (), ())
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_say_the_size_that_they_were_trained_at(suffix: str, tmp_path: Path) -> None:
+    model = make(0, kind="metric", max_depth_m=80.0)
+    save_weights(model, tmp_path / "unknown")
+    model.trained_px = (168, 224)
+    save_weights(model, tmp_path / "known")
+    unknown, _ = open_model(str(tmp_path / f"unknown{suffix}"))
+    known, report = open_model(str(tmp_path / f"known{suffix}"))
+    assert (unknown.trained_px, unknown.side) == (None, 518)
+    assert (known.trained_px, known.side) == ((168, 224), 168)
+    assert report.metadata is not None and report.metadata["input_px"] == "168 x 224"
+    assert known.like().trained_px == (168, 224)
+
+
 def test_saved_files_are_plain_and_complete(tmp_path: Path) -> None:
     """What the original code does: ``load_state_dict(torch.load(path), strict=True)``."""
     model = make()

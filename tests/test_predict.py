@@ -52,6 +52,7 @@ class Stub:
     max_depth_m: float = 20.0
     needs_focal: bool = False
     multiple: int = 14
+    side: int = 518
     seen: list[tuple[int, ...]] = field(default_factory=list)
 
     def __call__(self, image: Tensor, focal_px: Tensor | None = None) -> Tensor:
@@ -647,7 +648,7 @@ def test_a_size_that_the_network_does_not_take_is_named(tmp_path: Path) -> None:
     model = Stub(brightness_as_depth)
     with pytest.raises(UserError, match="--size: expected a positive multiple of 14, got 500; the"):
         run(tmp_path / "in", tmp_path / "out", model, size=500)
-    model.multiple = 32
+    model.multiple, model.side = 32, 512
     run(tmp_path / "in", tmp_path / "out", model, size=None)
     assert model.seen == [(1, 3, 512, 704)]  # 20 x 28 px
 

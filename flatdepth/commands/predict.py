@@ -90,7 +90,11 @@ def parser() -> Parser:
         help="bits of 16-bit grey images, as pack.py takes them (default: 16)",
     )
     network = result.add_argument_group("network").add_argument
-    network("--size", type=int, help="shorter side of its input in px (default: about 518)")
+    network(
+        "--size",
+        type=int,
+        help="shorter side of its input in px (default: as in training, else 518)",
+    )
     network("--tiles", action="store_true", help="full resolution from tiles of --size px")
     network("--batch", type=int, default=4, help="images or tiles at once (default: 4)")
     network("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")

@@ -89,8 +89,8 @@ class Request:
             are those of a training run with the default split.
         protocol, alignments, fit: as in ``judge.protocol``. No alignment means each kind's
             own: none for metric models, scale and shift in inverse depth for relative ones.
-        size: shorter side of the network's input in pixels; None: that of the checkpoints' runs,
-            else 518.
+        size: shorter side of the network's input in pixels; None: that of the checkpoints'
+            training, else 518.
         paste_seed: seed of the pastes; None: clean images only.
         images: most images per set, evenly spaced; 0: all.
         batch: images per forward pass.
@@ -425,12 +425,14 @@ def _trained_rows(contender: Contender, subset: Subset, places: Sequence[int]) -
 
 
 def run_size(contenders: Sequence[Contender]) -> int:
-    """Shorter side of the input in the contenders' runs, in pixels; 518 where none is known.
+    """Shorter side of the input in the contenders' training, in pixels; 518 where none is known.
 
     Raises:
         UserError: they differ.
     """
-    sizes = {c.source: min(c.run.data.height, c.run.data.width) for c in contenders if c.run}
+    trained = {c.source: c.model.trained_px for c in contenders if c.model.trained_px}
+    in_runs = {c.source: (c.run.data.height, c.run.data.width) for c in contenders if c.run}
+    sizes = {source: min(size) for source, size in {**in_runs, **trained}.items()}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{source}: {size}" for source, size in sizes.items())
         raise UserError(

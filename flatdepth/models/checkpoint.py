@@ -250,7 +250,13 @@ def model_of(
     else:
         far = float(said["max_depth_m"]) if max_depth_m is None else max_depth_m
         model = make_network(weights.network, weights.encoder, kind="metric", max_depth_m=far)
+    model.trained_px = _trained_px(said)
     return model.eval(), _load(model, weights, "keep")
+
+
+def _trained_px(said: Mapping[str, str]) -> tuple[int, int] | None:
+    size = re.fullmatch(r"(\d{1,5}) x (\d{1,5})", said.get("input_px", ""))
+    return (int(size[1]), int(size[2])) if size else None
 
 
 def guess_kind(weights: WeightFile) -> Kind | None:
@@ -309,10 +315,11 @@ def save_weights(
 ) -> tuple[Path, Path]:
     """Write ``<stem>.pth`` and ``<stem>.safetensors``, both flat and in the official key layout.
 
-    The original code and ours load either. What kind of model it is (``format``, ``encoder``,
-    ``kind``, ``units``, ``version``, ``max_depth_m`` if metric, and ``extra``) stands in the
-    safetensors header and, since a ``.pth`` has no place for it, in ``<stem>.json``. Each file is
-    written under a temporary name, synced and renamed, so it exists whole or not at all.
+    The original code and ours load either. What kind of model it is (``format``, ``network``,
+    ``encoder``, ``kind``, ``units``, ``version``, ``max_depth_m`` if metric, ``input_px`` if known,
+    and ``extra``) stands in the safetensors header and, since a ``.pth`` has no place for it, in
+    ``<stem>.json``. Each file is written under a temporary name, synced and renamed, so it exists
+    whole or not at all.
 
     Args:
         stem: path without suffix; missing folders are made.
@@ -611,6 +618,8 @@ def describe(model: DepthNetwork, extra: Mapping[str, str] | None = None) -> dic
     }
     if model.kind == "metric":
         described["max_depth_m"] = str(model.max_depth_m)
+    if model.trained_px:
+        described["input_px"] = " x ".join(map(str, model.trained_px))
     extra = extra or {}
     if taken := sorted(described.keys() & extra.keys()):
         raise ValueError(f"extra metadata redefines {', '.join(taken)}")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flatdepth.config import MAX_DEPTH_M, NETWORKS
+from flatdepth.config import MAX_DEPTH_M, NETWORKS, nearest_multiple
 from flatdepth.errors import UserError, expect_within
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -37,6 +37,7 @@ UNUSED = (
 """Tensors of Depth Anything's checkpoints that no forward pass reads, so they get no gradient."""
 
 
+DEFAULT_SIDE = 518
 CANONICAL_FOCAL_PX = 300.0
 """Focal length at which networks that need one predict metres (Depth Anything 3)."""
 
@@ -90,6 +91,8 @@ class DepthNetwork(nn.Module):
     """The bias of the logits."""
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
+    trained_px: tuple[int, int] | None = None
+    """Rows and columns of the input that its weights were trained on, if they say it."""
     needs_focal: bool = False
     """Whether a prediction in metres depends on the focal length."""
 
@@ -144,7 +147,15 @@ class DepthNetwork(nn.Module):
 
     def like(self) -> "DepthNetwork":
         """A network of the same kind and size with weights of its own."""
-        return type(self)(self.encoder, kind=self.kind, max_depth_m=self.max_depth_m)
+        other = type(self)(self.encoder, kind=self.kind, max_depth_m=self.max_depth_m)
+        other.trained_px = self.trained_px
+        return other
+
+    @property
+    def side(self) -> int:
+        """The shorter side of its input in pixels: as in its training, else the one nearest 518."""
+        size = DEFAULT_SIDE if self.trained_px is None else min(self.trained_px)
+        return nearest_multiple(size, self.multiple)
 
     def is_encoder(self, parameter: str) -> bool:
         """Whether a parameter of this name is the encoder's."""

@@ -67,7 +67,6 @@ from flatdepth.predict.tiles import Tile, align, blend, tiles_of
 from flatdepth.show.pictures import write_atomic
 
 DEFAULT_FOV_DEG = 60.0
-DEFAULT_SIZE = 518
 
 TILE_OVERLAP = 0.25
 """Of a tile's side."""
@@ -91,6 +90,9 @@ class DepthModel(Protocol):
     @property
     def multiple(self) -> int: ...
 
+    @property
+    def side(self) -> int: ...
+
     def __call__(self, image: Tensor, focal_px: Tensor | None = None) -> Tensor: ...
 
 
@@ -100,8 +102,8 @@ class PredictOptions:
 
     Attributes:
         write: the products, keys of ``outputs.SUFFIXES``.
-        size: shorter side of the network's input in pixels, a multiple of what it takes; None: the
-            one nearest to 518.
+        size: shorter side of the network's input in pixels, a multiple of what it takes; None:
+            as in its training, else the one nearest to 518.
         batch: most images, or tiles of one image, that the network is given at once.
         tiles: refine the prediction with tiles of ``size`` pixels at the input's own resolution.
         png_unit: what the codes of a metric depth PNG stand for.
@@ -182,11 +184,9 @@ def input_of(model: DepthModel, options: PredictOptions) -> Preprocessing:
     Raises:
         UserError: the chosen size is no multiple of what the network takes.
     """
-    size = options.size
-    if size is not None:
-        expect_multiple("--size", size, model.multiple)
-    size = size or nearest_multiple(DEFAULT_SIZE, model.multiple)
-    return preprocessing("ours", size, model.multiple)
+    if options.size is not None:
+        expect_multiple("--size", options.size, model.multiple)
+    return preprocessing("ours", options.size or model.side, model.multiple)
 
 
 @torch.inference_mode()

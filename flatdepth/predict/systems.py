@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
-from flatdepth.config import MAX_DEPTH_M, NETWORKS, nearest_multiple
+from flatdepth.config import MAX_DEPTH_M, NETWORKS
 from flatdepth.errors import UserError, expect_within
 from flatdepth.judge.protocol import align, describe_alignment, own_alignment
 from flatdepth.models.checkpoint import open_model
@@ -246,8 +246,7 @@ def _preprocessing(
     if facts is None:
         facts = next((f for f in SYSTEMS.values() if f.network == network.name), None)
     if ours or facts is None:
-        size = settings.size or nearest_multiple(518, network.multiple)
-        return preprocessing("ours", size, network.multiple)
+        return preprocessing("ours", settings.size or network.side, network.multiple)
     return preprocessing(facts.preprocessing, settings.size or facts.size)
 
 

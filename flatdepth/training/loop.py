@@ -238,6 +238,7 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthNetwork:
         max_depth_m=chosen.max_depth_m,
         checkpointing=chosen.checkpointing,
     )
+    model.trained_px = (config.data.height, config.data.width)
     if chosen.checkpoint is not None:
         accelerator.print(load_weights(model, chosen.checkpoint, head=chosen.head))
     freeze(model, chosen.freeze, chosen.frozen_blocks)
