@@ -39,6 +39,12 @@ NETWORKS: dict[str, NetworkFacts] = {
         adapters=True,
     ),
     "efficientnet": NetworkFacts(encoders=["lite0"], kinds=("metric", "relative"), multiple=14),
+    "midas_v21": NetworkFacts(
+        encoders=["tiny", "lite3", "resnext101"], kinds=("relative", "metric"), multiple=32
+    ),
+    "resnet50": NetworkFacts(
+        encoders=["tiny", "resnet50"], kinds=("metric", "relative"), multiple=32
+    ),
 }
 """The networks of ``models.networks.CLASSES``, by their names."""
 
@@ -420,10 +426,11 @@ class ModelConfig:
 
     name: str = "depth_anything_v2"
     """Which network. efficientnet: EfficientNet-Lite with the fusion head of Depth Anything V2, for
-    a CPU and few images."""
+    a CPU and few images; midas_v21: MiDaS v2.1, large and small; resnet50: ResNet-50 and five
+    transposed convolutions, a plain baseline."""
     encoder: str = "vits"
     """Its size. Depth Anything V2: vits, vitb, vitl or vitg, and vitt, a tiny one for tests;
-    efficientnet: lite0."""
+    efficientnet: lite0; midas_v21: resnext101 or lite3; resnet50: resnet50; both also tiny."""
     kind: Literal["metric", "relative", "affine"] = "metric"
     """metric: depth in metres; relative: inverse depth up to scale and shift; affine: depth up to
     scale and shift."""

@@ -14,14 +14,15 @@ from flatdepth.models import depth_anything
 from flatdepth.models.depth_anything import ENCODERS
 from flatdepth.models.lora import add_lora
 from flatdepth.models.network import freeze
-from flatdepth.models.networks import make_network
+from flatdepth.models.networks import make_network, network_class
 from flatdepth.training.launch import share_out
 from flatdepth.training.optim import make_optimizer
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
 FILES = sorted([*CONFIGS.glob("*.yaml"), *(CONFIGS / "recipes").glob("*.yaml")])
-GPU_FILES = [path for path in FILES if path.stem.startswith(("vits_", "vitb_", "vitl_"))]
+PREFIXES = ("vits_", "vitb_", "vitl_", "midas_v21", "resnet50")
+GPU_FILES = [path for path in FILES if path.stem.startswith(PREFIXES)]
 
 # What is trained, counted from the facts of the official models: encoder and head sizes without the
 # five unused tensors (encoder - d, head - 2 * (9 f^2 + f)).
@@ -39,6 +40,11 @@ BLOCK_S = 2 * 2 * 384 + 2 * 384 + 9 * 384 + 12 * 384**2
 STEM_S = 384 + 1370 * 384 + 3 * 14 * 14 * 384 + 384
 RANK = 16
 ADAPTERS_L = 24 * RANK * (1024 + 3072 + 1024 + 1024 + 1024 + 4096 + 4096 + 1024)
+# convolutions of torchvision's ResNet-50: all but norms (two numbers a channel) and classifier, and
+# those of the stem and its first stage
+RESNET = 25_557_032 - 1000 * 2049 - 2 * 26_560
+FROZEN = 3 * 64 * 7**2 + 3 * (9 * 64**2 + 64 * 256) + 64 * (64 + 256) + 2 * 256 * 64
+DECODER = 16 * (2048 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64) + 2 * 960 + 1
 EXPECTED = {
     "vits_indoor": ALL["vits"],
     "vits_outdoor": ALL["vits"],
@@ -51,6 +57,8 @@ EXPECTED = {
     "vitl_lora": HEAD["vitl"] + ADAPTERS_L,
     "vits_head_only": HEAD["vits"],
     "vits_encoder_frozen": HEAD["vits"],
+    "midas_v21": 105_362_945 - 2 * 101_440 - 2 * (9 * 256**2 + 256),
+    "resnet50": RESNET - FROZEN + DECODER,
     "vits_first_blocks_frozen": ALL["vits"] - STEM_S - 8 * BLOCK_S,
 }
 
@@ -91,13 +99,16 @@ def test_its_header_says_how_to_run_it_and_its_weights_are_of_its_kind(path: Pat
         assert "'.[8bit]'" in header
     if config.model.lora_rank:
         assert "'.[lora]'" in header
-    checkpoint = config.model.checkpoint
-    assert checkpoint is not None and checkpoint.endswith(f"{config.model.encoder}.pth")
-    if config.model.head == "keep":
-        official = {"metric_hypersim": 20.0, "metric_vkitti": 80.0}
-        depth = next((d for name, d in official.items() if name in checkpoint), None)
-        assert (config.model.kind == "metric") == (depth is not None)
-        assert depth in (None, config.model.max_depth_m)
+    chosen = config.model
+    assert chosen.checkpoint is not None
+    said = network_class(chosen.name).named(Path(chosen.checkpoint).stem)
+    if said is None:  # weights of an encoder alone
+        assert chosen.head == "fresh" and chosen.checkpoint.startswith(chosen.encoder)
+        return
+    assert said["encoder"] == chosen.encoder
+    if chosen.head == "keep":
+        assert said["kind"] == chosen.kind
+        assert chosen.kind != "metric" or float(said["max_depth_m"]) == chosen.max_depth_m
 
 
 @pytest.mark.parametrize(

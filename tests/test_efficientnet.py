@@ -109,6 +109,10 @@ def test_files_come_back_and_name_what_they_hold(tmp_path: Path) -> None:
     image = torch.rand(1, 3, 28, 42)
     assert isinstance(again, EfficientNetDepth) and again.max_depth_m == 80.0
     assert torch.equal(again(image), first(image))
+    wrapped = {f"net.{name}": tensor for name, tensor in first.state_dict().items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "wrapped.pth")
+    again, _ = open_model(str(tmp_path / "wrapped.pth"), kind="metric", max_depth_m=80.0)
+    assert torch.equal(again(image), first(image))
     with pytest.raises(UserError, match=r"encoder is vitt in the file but lite0 in the model; set"):
         load_weights(model(), "shards/demo_vitt.safetensors", head="fresh")
     tensors = published() | {"_blocks.0._se_reduce.weight": torch.zeros(1)}

@@ -243,7 +243,8 @@ class FusionHead(nn.Module):
 
 _BLOCK_CONV = re.compile(r"_blocks\.(\d+)\._(expand|depthwise|project)_conv\.weight")
 _NORM_OF = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
-_EPS = 1e-3
+NORM_EPS = 1e-3
+"""Of the batch norms of published EfficientNets."""
 
 
 def from_efficientnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -260,7 +261,7 @@ def from_efficientnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "the weights of a Lite model"
         )
     found: dict[str, Tensor] = {}
-    for name, weight in tensors.items():
+    for name in tensors:
         if name == "_conv_stem.weight":
             own, norm = "stem", "_bn0"
         elif match := re.fullmatch(
@@ -270,15 +271,30 @@ def from_efficientnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             norm = f"_blocks.{match[1]}.{_NORM_OF[match[2]]}"
         else:
             continue
-        try:
-            gamma, beta, mean, var = (
-                tensors[f"{norm}.{leaf}"].float()
-                for leaf in ("weight", "bias", "running_mean", "running_var")
-            )
-        except KeyError as error:
-            raise UserError(f"expected {error} beside {name}; take the whole file") from error
-        scale = gamma / (var + _EPS).sqrt()
-        found[f"{own}.weight"] = weight
-        found[f"{own}.scale"] = scale
-        found[f"{own}.bias"] = beta - mean * scale
+        found |= {
+            f"{own}.{leaf}": t
+            for leaf, t in folded(tensors, name.removesuffix(".weight"), norm).items()
+        }
     return found
+
+
+def folded(tensors: Mapping[str, Tensor], conv: str, norm: str) -> dict[str, Tensor]:
+    """``weight``, ``scale`` and ``bias`` of a ``ScaledConv`` for a convolution and its batch norm.
+
+    Raises:
+        UserError: the norm is missing or has not one number per channel.
+    """
+    weight = tensors[f"{conv}.weight"]
+    found = [
+        tensors[name].float()
+        for leaf in ("weight", "bias", "running_mean", "running_var")
+        if (name := f"{norm}.{leaf}") in tensors and tensors[name].shape == weight.shape[:1]
+    ]
+    if len(found) < 4:
+        raise UserError(
+            f"expected beside {conv}.weight a norm {norm} with weight, bias, running_mean and "
+            "running_var of as many channels; take the whole file"
+        )
+    gamma, beta, mean, var = found
+    scale = gamma / (var + NORM_EPS).sqrt()
+    return {"weight": weight, "scale": scale, "bias": beta - mean * scale}

@@ -3,6 +3,7 @@
 Beside the weights stands a model card. What was written is read again and has to predict the same.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -107,7 +108,7 @@ def largest_difference(a: DepthNetwork, b: DepthNetwork) -> float:
         raise UserError(
             f"one model predicts {a.units} and the other {b.units}; compare models of one kind"
         )
-    image = probe_image()
+    image = probe_image(math.lcm(a.multiple, b.multiple))
     return float((a.eval()(image) - b.eval()(image)).abs().max())
 
 

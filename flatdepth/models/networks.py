@@ -9,6 +9,8 @@ from flatdepth.models.network import Checkpointing, DepthNetwork, Kind
 CLASSES = {
     "depth_anything_v2": ("depth_anything", "DepthAnythingV2"),
     "efficientnet": ("efficientnet", "EfficientNetDepth"),
+    "midas_v21": ("midas", "MidasV21"),
+    "resnet50": ("resnet", "ResNetDepth"),
 }
 """Name -> module in ``flatdepth.models`` and class; imported only when asked for, because some need
 packages that take seconds to import."""

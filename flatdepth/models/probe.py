@@ -29,12 +29,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
+from flatdepth.config import nearest_multiple
 from flatdepth.data.readers.rooms import render_room
 from flatdepth.errors import UserError
 from flatdepth.models.network import DepthNetwork, Kind
 
 HEIGHT, WIDTH = 252, 336
-"""Pixels of the rendered room; both multiples of 14."""
+"""Pixels of the rendered room for multiples of 14; for others the nearest that there are."""
 
 SHARE = 0.99
 """Share of the pixels that must agree before weights are refused."""
@@ -46,9 +47,9 @@ FACTOR = 2.5
 """Ratio of median depths beyond which the maximum depth is doubted."""
 
 
-def probe_image() -> Float[Tensor, "1 3 h w"]:
-    """The room, sRGB in 0..1."""
-    return _room()[0].clone()
+def probe_image(multiple: int) -> Float[Tensor, "1 3 h w"]:
+    """The room, sRGB in 0..1, its sides multiples of ``multiple``."""
+    return _room(multiple)[0].clone()
 
 
 @torch.no_grad()
@@ -58,7 +59,7 @@ def likely_kind(model: DepthNetwork) -> Kind | None:
     Args:
         model: a relative one, whose prediction is the positive part of the logits.
     """
-    share = float((model.eval()(probe_image()) > 0).float().mean())
+    share = float((model.eval()(probe_image(model.multiple)) > 0).float().mean())
     if share >= SHARE:
         return "relative"
     return "metric" if share <= 1 - SHARE else None
@@ -80,7 +81,7 @@ def check_weights(
     Raises:
         UserError: the prediction is not finite or is the constant of weights of the other kind.
     """
-    image, truth_m = _room()
+    image, truth_m = _room(model.multiple)
     pred = functional_call(model, dict(tensors), (image.to(model.image_mean.device),)).cpu()
     if not pred.isfinite().all():
         raise UserError(f"{source} predicts values that are not finite; take another file")
@@ -114,8 +115,9 @@ def check_weights(
 
 
 @cache
-def _room() -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, " n"]]:
+def _room(multiple: int) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, " n"]]:
     """A room without windows, and the depth of its pixels in metres."""
-    frame = render_room(0, 1, 0, HEIGHT, WIDTH)
+    height, width = (nearest_multiple(side, multiple) for side in (HEIGHT, WIDTH))
+    frame = render_room(0, 1, 0, height, width)
     image = torch.from_numpy(frame.image).movedim(-1, 0)[None].float() / 255
     return image, torch.from_numpy(frame.depth_m[np.isfinite(frame.depth_m)])

@@ -29,7 +29,8 @@ _GROUPS = (
     (re.compile(r"depth_head\.resize_layers\."), "head resize_layers"),
     (re.compile(r"depth_head\.scratch\.layer\d_rn\."), "head layer_rn"),
     (re.compile(r"depth_head\.scratch\.refinenet(\d)\."), "head refinenet{}"),
-    (re.compile(r"depth_head\.scratch\.output_conv"), "head output"),
+    (re.compile(r"depth_head\.stages\.(\d)\."), "head stage {}"),
+    (re.compile(r"depth_head\.(?:scratch\.output_conv|output\.)"), "head output"),
 )
 """Groups in the order of the data flow; refinenet4 comes before refinenet1."""
 

@@ -2,7 +2,8 @@
 
 A checkpoint of a training holds the network's tensors in some dict, under some entry (``model``,
 ``state_dict``, ``ema``, ...), and their names may begin with the attribute that the script keeps
-the network in. Neither has to be known: the encoder's class token shows where a network is.
+the network in. Neither has to be known: the encoder's class token, or of a convolutional one the
+first convolution, shows where a network is.
 
 Of several networks those with a depth head go first, then averages over the steps (of whose name
 ``ema`` or ``swa`` is a part), and a ``teacher`` comes last.
@@ -16,15 +17,21 @@ from torch import Tensor
 
 from flatdepth.errors import UserError
 
-_CLASS_TOKENS = (
+_FIRST = (
     "pretrained.cls_token",
     "backbone.embeddings.cls_token",
     "embeddings.cls_token",
     "cls_token",
+    "pretrained.layer1.0.weight",
+    "pretrained.stem.0.weight",
+    "pretrained.stem.weight",
+    "conv1.weight",
+    "_conv_stem.weight",
 )
-"""Its names in the official layout, in that of transformers with and without a head, in DINOv2."""
+"""Names of the class token in the official layout, in that of transformers with and without a head,
+in DINOv2; of the first convolution in MiDaS v2.1, in our ResNet and EfficientNet and in theirs."""
 
-_HEADS = ("depth_head.", "neck.")
+_HEADS = ("depth_head.", "neck.", "scratch.")
 
 _WRAPPER = re.compile(
     r"(?<![^.])(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module"
@@ -50,7 +57,7 @@ class _Network:
 
     Attributes:
         path: entries of the dicts, from the outermost, that lead to the tensors.
-        prefix: what is before each name; None if there is no class token.
+        prefix: what is before each name; None if nothing shows where they begin.
         tensors: name without prefix and wrappers -> tensor.
         notes: what was left or taken off, in words.
     """
@@ -69,7 +76,7 @@ class _Network:
         return any(name.startswith(_HEADS) for name in self.tensors)
 
     def rank(self) -> tuple[bool, bool, bool, bool, int]:
-        """Smaller is better; without any class token the most tensors are best."""
+        """Smaller is better; of those that nothing marks the most tensors are best."""
         unknown = self.prefix is None
         is_teacher, is_average = "teacher" in self.label, _AVERAGE.search(self.label)
         size = len(self.tensors) if unknown else 0
@@ -149,11 +156,11 @@ def _network(
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """What stands before the class token's name, for every class token."""
+    """What stands before the names of ``_FIRST``, for every one of them."""
     prefixes = []
     for name in names:
         bare = _WRAPPER.sub("", name)
-        token = next((t for t in _CLASS_TOKENS if f".{bare}".endswith(f".{t}")), None)
+        token = next((t for t in _FIRST if f".{bare}".endswith(f".{t}")), None)
         owners = bare.removesuffix(token or "").split(".")[:-1]
         if token and all(_OWNER.fullmatch(owner) for owner in owners):
             prefixes.append(name[: name.rindex(token.split(".")[0])])

@@ -4,7 +4,7 @@ The simulation runs the real model, loss and optimiser on tensors without data (
 and counts what a caching allocator would hold. Every storage counts from the operation that makes
 it to the moment nothing refers to it, rounded up to the 512-byte blocks of PyTorch's CUDA
 allocator. Fake *CPU* tensors are used, because autograd needs a driver for CUDA ones;
-``CudaAutocast`` gives them the types that autocast gives on CUDA.
+``cuda_autocast`` gives them the types that autocast gives on CUDA.
 
 What no count of tensors holds: the CUDA context (``CONTEXT_BYTES``), scratch memory inside kernels
 (cuBLAS, cuDNN, attention), and the gaps in the allocator's segments. Each of several devices takes
@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -171,19 +170,32 @@ def _blocks(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-class CudaAutocast(TorchFunctionMode):
-    """Makes autocast on the CPU choose the types that it chooses on CUDA.
+WIDE = ("interpolate", "group_norm")
+"""Functions of the networks that autocast computes in float32 on CUDA and not on the CPU."""
 
-    Of the operations of ``DepthAnythingV2`` its rules differ for one: CUDA interpolates in float32.
+
+@contextmanager
+def cuda_autocast() -> Iterator[None]:
+    """Within, autocast on the CPU chooses the types that it chooses on CUDA.
+
+    ``WIDE`` is replaced in ``torch.nn.functional``. A ``TorchFunctionMode`` would not do: it is off
+    in a backward pass, and so in what that recomputes.
     """
+    own = {name: getattr(F, name) for name in WIDE}
+    try:
+        for name, function in own.items():
+            setattr(F, name, partial(_in_float32, function))
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(F, name, function)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is F.interpolate and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return func(args[0].float(), *args[1:], **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+
+def _in_float32(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if not torch.is_autocast_enabled("cpu"):
+        return function(x, *args, **kwargs)
+    with torch.autocast("cpu", enabled=False):
+        return function(x.float(), *args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +220,7 @@ def simulate(config: TrainConfig) -> Simulation:
     with torch.device("meta"):
         model = build_bare_model(config)
     tracker = MemoryTracker()
-    with FakeTensorMode(), tracker, CudaAutocast():
+    with FakeTensorMode(), tracker, cuda_autocast():
         _materialise(model)
         _report_modules(model, tracker)
         for parameter in model.parameters():
