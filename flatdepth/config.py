@@ -23,12 +23,14 @@ class NetworkFacts:
         kinds: what it can predict.
         multiple: of which both sides of its input are multiples, in pixels.
         adapters: whether its encoder takes low-rank adapters.
+        fixed: the sizes that can only predict.
     """
 
     encoders: list[str]
     kinds: tuple[str, ...]
     multiple: int
     adapters: bool = False
+    fixed: tuple[str, ...] = ()
 
 
 NETWORKS: dict[str, NetworkFacts] = {
@@ -44,6 +46,27 @@ NETWORKS: dict[str, NetworkFacts] = {
     ),
     "resnet50": NetworkFacts(
         encoders=["tiny", "resnet50"], kinds=("metric", "relative"), multiple=32
+    ),
+    "dpt": NetworkFacts(
+        encoders=[
+            *("dpt_large", "dpt_hybrid", "beit_large_512", "beit_large_384", "beit_base_384"),
+            *("swin2_large_384", "swin2_base_384", "swin2_tiny_256"),
+            *("tiny", "tiny_swin2", "tiny_vit", "tiny_hybrid"),
+        ],
+        kinds=("relative", "metric"),
+        multiple=32,
+    ),
+    "zoedepth": NetworkFacts(
+        encoders=[
+            *("beit_large_384", "beit_large_384_k", "beit_large_384_nk"),
+            *("tiny", "tiny_k", "tiny_nk"),
+        ],
+        kinds=("metric",),
+        multiple=32,
+        fixed=("beit_large_384_nk", "tiny_nk"),
+    ),
+    "depth_anything_v2_port": NetworkFacts(
+        encoders=["vitt", "vits", "vitb", "vitl"], kinds=("metric", "relative"), multiple=14
     ),
 }
 """The networks of ``models.networks.CLASSES``, by their names."""
@@ -427,10 +450,12 @@ class ModelConfig:
     name: str = "depth_anything_v2"
     """Which network. efficientnet: EfficientNet-Lite with the fusion head of Depth Anything V2, for
     a CPU and few images; midas_v21: MiDaS v2.1, large and small; resnet50: ResNet-50 and five
-    transposed convolutions, a plain baseline."""
+    transposed convolutions, a plain baseline; dpt, zoedepth, depth_anything_v2_port: DPT (MiDaS v3,
+    v3.1), ZoeDepth and Depth Anything V2 as transformers has them (extra `compare`)."""
     encoder: str = "vits"
     """Its size. Depth Anything V2: vits, vitb, vitl or vitg, and vitt, a tiny one for tests;
-    efficientnet: lite0; midas_v21: resnext101 or lite3; resnet50: resnet50; both also tiny."""
+    efficientnet: lite0; midas_v21: resnext101 or lite3; resnet50: resnet50; dpt and zoedepth: the
+    name of a published file, such as beit_large_512; all but the first two also tiny."""
     kind: Literal["metric", "relative", "affine"] = "metric"
     """metric: depth in metres; relative: inverse depth up to scale and shift; affine: depth up to
     scale and shift."""
@@ -468,6 +493,11 @@ class ModelConfig:
         _require(
             self.kind in facts.kinds,
             f"model.kind: {self.name} predicts {' or '.join(facts.kinds)} depth, got '{self.kind}'",
+        )
+        _require(
+            self.encoder not in facts.fixed,
+            f"model.encoder: {self.name} {self.encoder} can only predict; train one of "
+            f"{', '.join(size for size in facts.encoders if size not in facts.fixed)}",
         )
         _check(
             "model.",

@@ -164,7 +164,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             if takes(model):
                 names.append("transformers layout")
             else:
-                print("transformers takes Depth Anything V2 of whole metres only: left out")
+                print("transformers takes no such model or whole metres only: left out")
             found = {name: export_weights(model, Path(folder) / name) for name in names}
     for name, difference in found.items():
         verdict = "equal" if difference <= arguments.tolerance else "NOT equal"

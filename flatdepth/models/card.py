@@ -15,6 +15,7 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from flatdepth.config import NETWORKS
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import network_of, read_metadata
 from flatdepth.models.networks import network_class
@@ -25,6 +26,7 @@ from flatdepth.untrusted import parse_json, parse_yaml
 Layout = Literal["files", "transformers"]
 
 _NAMES = {"vits": "Small", "vitb": "Base", "vitl": "Large", "vitg": "Giant"}
+_SMALL = "a small network for tests and the quickstart"
 _OFFICIAL = "depth-anything/"
 _TOP_KEYS = ("steps", "batch", "precision", "seed")
 _GROUPS = ("data", "paste", "photometric", "model", "loss", "optim")
@@ -120,6 +122,7 @@ def model_card(
     """
     metadata = {**metadata, "network": network_of(metadata)}
     identifier, licence = _licence(metadata, run)
+    published = network_class(metadata["network"]).licence(metadata["encoder"])
     after = _evaluation(metadata, run)
     before = run.metrics["evaluations"][0] if run and after else None
     title = f"{run.config['name']}, {name}" if run and name in ("final", "best") else name
@@ -141,6 +144,8 @@ def model_card(
         said=metadata,
         architecture=_architecture(metadata)[1],
         size=_NAMES.get(metadata["encoder"]),
+        scale=_NAMES.get(metadata["encoder"], None if published else _SMALL),
+        multiple=NETWORKS[metadata["network"]].multiple,
         far=f"{float(metadata['max_depth_m']):g}" if metadata["kind"] == "metric" else "",
         run=_recipe(run) if run else None,
         before=before if before is not after else None,

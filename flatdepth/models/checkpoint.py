@@ -148,15 +148,16 @@ def read_weights(source: str, *, network: str | None = None) -> WeightFile:
             Hugging Face Hub id ``org/name`` or ``org/name/path/of/file``. Without a file,
             ``model.safetensors`` is taken, else what its index names, else the only file of the
             first ending in ``SUFFIXES`` that there is.
-        network: which one is in it, where several take the same files; None: as it looks.
+        network: what the file is read as; None takes the first network that knows its names.
 
     Raises:
-        UserError: the file cannot be had or read, or holds something else than named tensors.
+        UserError: the file cannot be had or read, or holds something else than named tensors, or
+            than ``network``.
     """
     path = _locate(source)
-    metadata = read_metadata(path)
+    metadata = read_metadata(path, network)
     tensors, unwrapped = unwrap(_read(path, source), source)
-    found, tensors, notes = _recognised(tensors, metadata, network)
+    found, tensors, notes = _recognised(tensors, metadata, network, source)
     return WeightFile(
         source=source,
         path=path,
@@ -182,7 +183,11 @@ def load_weights(
             predicts like one, or its tensors differ from the model's in name or shape. The model is
             unchanged then.
     """
-    return _load(model, read_weights(source, network=model.name), head)
+    try:
+        weights = read_weights(source, network=model.name)
+    except _OtherNetwork:
+        weights = read_weights(source)  # to say what it holds instead
+    return _load(model, weights, head)
 
 
 def open_model(
@@ -213,7 +218,8 @@ def model_of(
     source, said = weights.source, weights.metadata or {}
     network = network_class(weights.network)
     if weights.encoder is None:
-        found = "no encoder" if weights.size is None else f"one of width and depth {weights.size}"
+        width_and_depth = f"one of width and depth {weights.size}"
+        found = "no encoder of these" if weights.size is None else width_and_depth
         raise UserError(
             f"{source}: expected an encoder of {network.title} ({', '.join(network.sizes)}), found "
             f"{found}; take another file"
@@ -353,7 +359,7 @@ def save_weights(
     return pth, safe
 
 
-def read_metadata(path: Path) -> dict[str, str] | None:
+def read_metadata(path: Path, network: str | None = None) -> dict[str, str] | None:
     """What a weight file says about its model, or None if it says nothing.
 
     ``format`` tells who says it: ``flatdepth`` for the metadata that ``save_weights`` wrote,
@@ -362,11 +368,13 @@ def read_metadata(path: Path) -> dict[str, str] | None:
 
     Args:
         path: a ``.safetensors``, an index, or a pickle whose ``.json`` of the same stem is read.
+        network: as in ``read_weights``.
 
     Raises:
         UserError: the header or the ``.json`` is damaged, or the name is one of version 1.
     """
     header: object = None
+    networks = [network] if network else list(CLASSES)
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(path, framework="pt") as file:
@@ -376,16 +384,18 @@ def read_metadata(path: Path) -> dict[str, str] | None:
     elif path.suffix in PICKLES:
         header = _read_json(path.with_suffix(".json"))
     if isinstance(header, dict) and header.get("format") == FORMAT:
-        return _checked({key: str(header[key]) for key in sorted(header)}, path)
+        said = _checked({key: str(header[key]) for key in sorted(header)}, path)
+        readers = network_class(network).reads_files_of if network else ()
+        return said | {"network": str(network)} if said.get("network") in readers else said
     if path.name in (WEIGHTS, INDEX, PICKLED_WEIGHTS):
         config = _read_json(path.with_name(CONFIG))
-        for name in CLASSES if isinstance(config, dict) else ():
+        for name in networks if isinstance(config, dict) else ():
             configured = network_class(name).configured(cast(dict[str, object], config), str(path))
             if configured is not None:
                 own = header if isinstance(header, dict) else {}
                 said = {**own, **_with_units(configured), "network": name, "format": "transformers"}
                 return {key: said[key] for key in sorted(said)}
-    for name in CLASSES:
+    for name in networks:
         named = network_class(name).named(path.stem)
         if named is not None:
             return {"format": "official", "network": name, **named}
@@ -554,18 +564,31 @@ def _read_file(path: Path, source: str) -> object:
         raise UserError(_unreadable(source, error)) from error
 
 
+class _OtherNetwork(UserError):
+    """The tensors are not those of the network that was asked for."""
+
+
 def _recognised(
-    tensors: dict[str, Tensor], metadata: Mapping[str, str] | None, network: str | None
+    tensors: dict[str, Tensor],
+    metadata: Mapping[str, str] | None,
+    network: str | None,
+    source: str,
 ) -> tuple[str, dict[str, Tensor], list[str]]:
     """The network whose tensors they look like, the tensors by its names, and what was done.
 
-    A file that says its network is believed; what no network knows is taken for the first.
+    ``network`` if it is given. A file that says its network is believed; what no network knows is
+    taken for the first.
     """
     said = network or (metadata or {}).get("network", "")
-    for name in [said] if said in CLASSES else CLASSES:
+    for name in [said] if network or said in CLASSES else CLASSES:
         found = network_class(name).renamed(tensors)
         if found is not None:
             return (name, *found)
+    if network is not None:
+        raise _OtherNetwork(
+            f"{source}: expected tensors of {network_class(network).title}, found names such as "
+            f"{listed(tensors)}; take another file or network"
+        )
     return next(iter(CLASSES)), tensors, []
 
 
@@ -576,7 +599,7 @@ def _check_metadata(
     described, metadata = describe(model), weights.metadata or {}
     doubts = []
     # Kind and maximum depth say what the head's output means; the encoder is the same for all.
-    meaning = () if head == "fresh" else ("kind", "max_depth_m")
+    meaning = () if head == "fresh" else ("kind", "max_depth_m") if model.bounded else ("kind",)
     for field in ("network", "encoder", *meaning):
         said, own = metadata.get(field), described.get(field)
         if said is None or own is None or said == own:

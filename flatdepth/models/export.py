@@ -33,6 +33,7 @@ from flatdepth.models.huggingface import (
     to_huggingface,
 )
 from flatdepth.models.network import DepthNetwork
+from flatdepth.models.port import TransformersNetwork
 from flatdepth.models.probe import probe_image
 
 _OTHER_SUFFIXES = (".pt", ".bin", ".ckpt", ".onnx", ".h5")
@@ -137,13 +138,14 @@ def _folder_writers(
 ) -> Writers:
     """By the names inside the folder; the header of transformers has to say ``pt``."""
     config, header = model_config(model), {**metadata, "format": "pt"}
+    processor = preprocessor_config(model, *size)
+    is_port = isinstance(model, TransformersNetwork)
+    tensors = dict(state) if is_port else to_huggingface(state)
     return {
         Path("README.md"): lambda path: path.write_text(card, "utf-8"),
         Path(CONFIG): lambda path: write_json(path, config),
-        Path(PREPROCESSOR): lambda path: write_json(path, preprocessor_config(*size)),
-        Path(WEIGHTS): lambda path: safetensors.torch.save_file(
-            to_huggingface(state), path, header
-        ),
+        Path(PREPROCESSOR): lambda path: write_json(path, processor),
+        Path(WEIGHTS): lambda path: safetensors.torch.save_file(tensors, path, header),
     }
 
 

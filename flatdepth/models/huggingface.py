@@ -1,6 +1,6 @@
-"""The layout of Hugging Face transformers (``DepthAnythingForDepthEstimation``) and back.
+"""Folders that Hugging Face transformers loads, and its ``DepthAnythingForDepthEstimation``.
 
-Names, tensors and the two JSON files of such a directory, without transformers itself. The class is
+Names, tensors and the two JSON files of such a folder, without transformers itself. That class is
 the same network under other names: queries, keys and values are three tensors instead of one, the
 head's four levels of fusion are numbered from coarse to fine, and ``config.json`` says what the
 official files leave to their reader: kind, maximum depth and which blocks the head reads.
@@ -18,19 +18,23 @@ import torch
 from torch import Tensor
 
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import ENCODERS, PATCH
-from flatdepth.models.network import IMAGENET_MEAN, IMAGENET_STD, DepthNetwork
+from flatdepth.models.depth_anything import ENCODERS, PATCH, EncoderSpec
+from flatdepth.models.network import DepthNetwork
+from flatdepth.models.port import TransformersNetwork
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
 
 MODEL_TYPE = "depth_anything"
+_NETWORKS = ("depth_anything_v2", "depth_anything_v2_port")
 IMAGE_SIZE = 518
 _BICUBIC = 3
 
 _ENCODER_PREFIXES = ("embeddings.", "encoder.layer.", "layernorm.")
 _PREFIXES = ("backbone.", "neck.", *_ENCODER_PREFIXES)
+_OTHER_HEADS = ("head.head.", "metric_head.")
+"""Of DPT and ZoeDepth, whose encoders and necks are named as Depth Anything's."""
 _QKV = ("query", "key", "value")
 _OURS = re.compile(r"pretrained\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
 _THEIRS = re.compile(
@@ -39,8 +43,9 @@ _THEIRS = re.compile(
 
 
 def is_huggingface(names: Mapping[str, object]) -> bool:
-    """Whether tensors are named as transformers does, with or without a head."""
-    return any(name.startswith(_PREFIXES) for name in names)
+    """Whether tensors are named as transformers does, with or without a head of Depth Anything."""
+    is_other = any(name.startswith(_OTHER_HEADS) for name in names)
+    return not is_other and any(name.startswith(_PREFIXES) for name in names)
 
 
 def to_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,30 +92,47 @@ def from_huggingface(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def takes(model: DepthNetwork) -> bool:
-    """Whether transformers can express the model: Depth Anything V2 of whole metres at most."""
-    is_whole = model.kind == "relative" or model.max_depth_m.is_integer()
-    return is_whole and model.name == "depth_anything_v2"
+    """Whether transformers can express the model.
+
+    That is Depth Anything V2 of whole metres, and what comes from there and predicts as it does
+    there.
+    """
+    if model.name in _NETWORKS:
+        return model.kind == "relative" or model.max_depth_m.is_integer()
+    return isinstance(model, TransformersNetwork) and model.kind == model.port_kind
 
 
 def model_config(model: DepthNetwork) -> dict[str, object]:
     """What ``config.json`` says about a model.
 
     Raises:
-        UserError: transformers does not know the encoder, or the maximum depth is not a whole
-            number of metres; it takes no other.
+        UserError: transformers does not know the network or that kind of it, or the maximum depth
+            is not a whole number of metres; it takes no other.
     """
     if not takes(model):
-        raise UserError(
-            "transformers takes Depth Anything V2 of whole metres only, found "
-            f"{model.encoder} of {model.max_depth_m} m; export to a .pth or .safetensors file "
-            "instead"
+        of_depth_anything = model.name in _NETWORKS
+        expected = (
+            "Depth Anything V2 of whole metres only" if of_depth_anything else "no such model"
         )
-    spec = ENCODERS[model.encoder]
+        found = model.encoder if of_depth_anything else f"{model.kind} {model.name} {model.encoder}"
+        raise UserError(
+            f"transformers takes {expected}, found {found} of {model.max_depth_m} m; export to a "
+            ".pth or .safetensors file instead"
+        )
+    if isinstance(model, TransformersNetwork) and model.name not in _NETWORKS:
+        return model.port_config()
     return {
         "architectures": ["DepthAnythingForDepthEstimation"],
         "model_type": MODEL_TYPE,
         "depth_estimation_type": model.kind,
         "max_depth": int(model.max_depth_m) if model.kind == "metric" else 1,
+        **size_config(ENCODERS[model.encoder]),
+    }
+
+
+def size_config(spec: EncoderSpec) -> dict[str, object]:
+    """The numbers of a size as transformers' configuration names them."""
+    return {
         "patch_size": PATCH,
         "reassemble_hidden_size": spec.embed_dim,
         "reassemble_factors": [4, 2, 1, 0.5],
@@ -135,23 +157,24 @@ def model_config(model: DepthNetwork) -> dict[str, object]:
     }
 
 
-def preprocessor_config(height: int, width: int) -> dict[str, object]:
+def preprocessor_config(model: DepthNetwork, height: int, width: int) -> dict[str, object]:
     """What ``preprocessor_config.json`` says: resize about to height x width, then normalise.
 
-    The aspect ratio is kept and both sides become multiples of 14, as in the original code.
+    The aspect ratio is kept and both sides become multiples of the network's.
     """
+    zoe = model.name == "zoedepth"
     return {
-        "image_processor_type": "DPTImageProcessor",
+        "image_processor_type": "ZoeDepthImageProcessor" if zoe else "DPTImageProcessor",
         "do_resize": True,
         "size": {"height": height, "width": width},
         "keep_aspect_ratio": True,
-        "ensure_multiple_of": PATCH,
+        "ensure_multiple_of": model.multiple,
         "resample": _BICUBIC,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
+        "image_mean": list(model.mean),
+        "image_std": list(model.std),
         "do_pad": False,
     }
 

@@ -75,13 +75,13 @@ class DepthNetwork(nn.Module):
     """Whether ``models.probe`` can tell its kinds apart by the signs of logits."""
     sizes: ClassVar[Mapping[str, Any]]
     """The numbers of every encoder of this architecture."""
-    encoder_prefix: ClassVar[str] = "pretrained."
+    encoder_prefix: str = "pretrained."
     """What the names of the encoder's parameters begin with; all others are the head's."""
     head_prefix: ClassVar[tuple[str, ...]] = ("depth_head.",)
     """What the names of the head's begin with."""
-    block_prefix: ClassVar[str] = "blocks."
+    block_prefix: str = "blocks."
     """Then that of its blocks, before their number."""
-    stem: ClassVar[tuple[str, ...]]
+    stem: tuple[str, ...]
     """Names of the encoder's tensors before its blocks, or what they begin with."""
     undecayed: ClassVar[tuple[str, ...]] = ("cls_token", "pos_embed")
     """Last parts of the names of embeddings, which have no weight decay."""
@@ -95,6 +95,10 @@ class DepthNetwork(nn.Module):
     """Rows and columns of the input that its weights were trained on, if they say it."""
     needs_focal: bool = False
     """Whether a prediction in metres depends on the focal length."""
+    bounded: bool = True
+    """Whether ``max_depth_m`` changes what weights predict; if not, it only limits the truth."""
+    reads_files_of: ClassVar[tuple[str, ...]] = ()
+    """Networks whose files this one reads too, but only if it is asked for by name."""
 
     def __init__(
         self,

@@ -11,6 +11,9 @@ CLASSES = {
     "efficientnet": ("efficientnet", "EfficientNetDepth"),
     "midas_v21": ("midas", "MidasV21"),
     "resnet50": ("resnet", "ResNetDepth"),
+    "dpt": ("dpt", "DPT"),
+    "zoedepth": ("zoedepth", "ZoeDepth"),
+    "depth_anything_v2_port": ("depth_anything_port", "DepthAnythingV2Port"),
 }
 """Name -> module in ``flatdepth.models`` and class; imported only when asked for, because some need
 packages that take seconds to import."""

@@ -31,6 +31,12 @@ _GROUPS = (
     (re.compile(r"depth_head\.scratch\.refinenet(\d)\."), "head refinenet{}"),
     (re.compile(r"depth_head\.stages\.(\d)\."), "head stage {}"),
     (re.compile(r"depth_head\.(?:scratch\.output_conv|output\.)"), "head output"),
+    (re.compile(r"port\.(?:backbone|dpt)\.(?:beit\.)?embeddings\."), "embeddings"),
+    (re.compile(r"port\.(?:backbone|dpt)\.(?:beit\.|encoder\.)?layers?\.(\d+)\."), "block {}"),
+    (re.compile(r"port\.(?:backbone|dpt)\."), "last norm"),
+    (re.compile(r"port\.neck\.(?:reassemble_stage|convs)\."), "head neck"),
+    (re.compile(r"port\.neck\.fusion_stage\.layers\.(\d)\."), "head fusion {}"),
+    (re.compile(r"port\."), "head output"),
 )
 """Groups in the order of the data flow; refinenet4 comes before refinenet1."""
 
