@@ -22,7 +22,7 @@ from flatdepth.show.pictures import write_atomic
 from flatdepth.types import METRICS, METRICS_FORMAT
 from flatdepth.untrusted import parse_json, parse_yaml
 
-Layout = Literal["files", "transformers"]
+Layout = Literal["files", "transformers", "hub"]
 
 _NAMES = {"vits": "Small", "vitb": "Base", "vitl": "Large", "vitg": "Giant"}
 _OFFICIAL = "depth-anything/"
@@ -141,7 +141,7 @@ def model_card(
         said=metadata,
         architecture=_architecture(metadata)[1],
         size=_NAMES.get(metadata["encoder"]),
-        far=f"{float(metadata['max_depth_m']):g}" if metadata["kind"] == "metric" else "",
+        far=f"{float(metadata['max_depth_m']):g}" if "max_depth_m" in metadata else "",
         run=_recipe(run) if run else None,
         before=before if before is not after else None,
         after=after,

@@ -30,7 +30,7 @@ IMAGE_SIZE = 518
 _BICUBIC = 3
 
 _ENCODER_PREFIXES = ("embeddings.", "encoder.layer.", "layernorm.")
-_PREFIXES = ("backbone.", "neck.", *_ENCODER_PREFIXES)
+_PREFIXES = (*(f"backbone.{prefix}" for prefix in _ENCODER_PREFIXES), "neck.", *_ENCODER_PREFIXES)
 _QKV = ("query", "key", "value")
 _OURS = re.compile(r"pretrained\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
 _THEIRS = re.compile(
@@ -100,10 +100,12 @@ def model_config(model: DepthNetwork) -> dict[str, object]:
             number of metres; it takes no other.
     """
     if not takes(model):
+        found = f"{model.title} {model.encoder}"
+        if model.name == "depth_anything_v2":
+            found = f"{model.encoder} of {model.max_depth_m} m"
         raise UserError(
-            "transformers takes Depth Anything V2 of whole metres only, found "
-            f"{model.encoder} of {model.max_depth_m} m; export to a .pth or .safetensors file "
-            "instead"
+            f"transformers takes Depth Anything V2 of whole metres only, found {found}; export to "
+            "a .pth or .safetensors file instead"
         )
     spec = ENCODERS[model.encoder]
     return {
