@@ -27,7 +27,7 @@ from flatdepth.models.network import DepthNetwork, Kind
 from flatdepth.models.precision import best_device
 from flatdepth.predict.inputs import Photo, open_photo, upright
 from flatdepth.predict.outputs import Prediction
-from flatdepth.predict.predictor import PredictOptions, predict_photo
+from flatdepth.predict.predictor import DEFAULT_FOV_DEG, PredictOptions, predict_photo
 from flatdepth.resources import QUICKSTART
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -165,15 +165,25 @@ class Predictor:
 
         Raises:
             UserError: it is no picture, or an option is out of range.
+
+        Warns:
+            UserWarning: the metres depend on a focal length that nothing says.
         """
         options = PredictOptions(
             size=size, tiles=tiles, intrinsics=intrinsics, unusual_camera=unusual_camera
         )
         try:
-            return predict_photo(self.model, _photo(image), options, self.device)
+            found = predict_photo(self.model, _photo(image), options, self.device)
         except BadFrame as error:
             name = image if isinstance(image, str | os.PathLike) else "image"
             raise UserError(f"{name}: {error.detail or error.reason}; give another one") from error
+        if self.model.needs_focal and found.camera is None:
+            warnings.warn(
+                f"the focal length is unknown; a view of {DEFAULT_FOV_DEG:g} degrees is assumed, "
+                "and the metres are wrong by as much; give intrinsics",
+                stacklevel=2,
+            )
+        return found
 
 
 def load(

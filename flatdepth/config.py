@@ -40,6 +40,12 @@ NETWORKS: dict[str, NetworkFacts] = {
         multiple=14,
         adapters=True,
     ),
+    "depth_anything_3": NetworkFacts(
+        encoders=["vitt", "vits", "vitb", "vitl"],
+        kinds=("metric", "affine"),
+        multiple=14,
+        adapters=True,
+    ),
     "efficientnet": NetworkFacts(encoders=["lite0"], kinds=("metric", "relative"), multiple=14),
     "midas_v21": NetworkFacts(
         encoders=["tiny", "lite3", "resnext101"], kinds=("relative", "metric"), multiple=32
@@ -448,20 +454,22 @@ class ModelConfig:
     """The network and the weights it starts from."""
 
     name: str = "depth_anything_v2"
-    """Which network. efficientnet: EfficientNet-Lite with the fusion head of Depth Anything V2, for
-    a CPU and few images; midas_v21: MiDaS v2.1, large and small; resnet50: ResNet-50 and five
-    transposed convolutions, a plain baseline; dpt, zoedepth, depth_anything_v2_port: DPT (MiDaS v3,
-    v3.1), ZoeDepth and Depth Anything V2 as transformers has them (extra `compare`)."""
+    """Which network. depth_anything_3: DA3MONO and DA3METRIC, whose metres depend on the focal
+    length; efficientnet: EfficientNet-Lite with the fusion head of Depth Anything V2, for a CPU and
+    few images; midas_v21: MiDaS v2.1, large and small; resnet50: ResNet-50 and five transposed
+    convolutions, a plain baseline; dpt, zoedepth, depth_anything_v2_port: DPT (MiDaS v3, v3.1),
+    ZoeDepth and Depth Anything V2 as transformers has them (extra `compare`)."""
     encoder: str = "vits"
-    """Its size. Depth Anything V2: vits, vitb, vitl or vitg, and vitt, a tiny one for tests;
-    efficientnet: lite0; midas_v21: resnext101 or lite3; resnet50: resnet50; dpt and zoedepth: the
-    name of a published file, such as beit_large_512; all but the first two also tiny."""
+    """Its size. Depth Anything V2: vits, vitb, vitl or vitg, and vitt, a tiny one for tests; Depth
+    Anything 3: vitl, the published one, vitb, vits or vitt; efficientnet: lite0; midas_v21:
+    resnext101 or lite3; resnet50: resnet50; dpt and zoedepth: the name of a published file, such as
+    beit_large_512; all but the first three also tiny."""
     kind: Literal["metric", "relative", "affine"] = "metric"
     """metric: depth in metres; relative: inverse depth up to scale and shift; affine: depth up to
     scale and shift."""
     max_depth_m: float = 20.0
     """Largest depth that a metric model can say, in metres (20 indoors, 80 outdoors); farther
-    truth is not valid."""
+    truth is not valid. Depth Anything 3 has no largest depth, and loads weights of any."""
     checkpoint: str | None = None
     """Weights to start from: a file (.safetensors, .pth, .pt, .ckpt, .bin), its folder or a hub id.
     Null: random weights."""

@@ -112,14 +112,14 @@ def test_ours_are_seen_as_in_training_and_others_as_their_authors_do() -> None:
 
 
 def test_a_prediction_is_what_the_network_says_of_the_prepared_picture() -> None:
-    """The mean of red at the input's size, times the focal length there."""
+    """The mean of red at the input's size, times the mean focal length of its two sides."""
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     way = preprocessing("midas_v21_small", 64)
     system = opened("a", "affine", lambda x, f: x[:, :1] * f[:, None, None, None], way)
     found = predict_with(system, image, 45.0, Settings())
     pixels = torch.tensor(image).movedim(-1, 0)[None].float() / 255
     prepared = way.prepare(pixels)
-    focal = 45 * prepared.shape[-1] / 90
+    focal = 45 * (prepared.shape[-2] / 60 + prepared.shape[-1] / 90) / 2
     expected = way.restore(prepared[:, :1] * focal, 60, 90)[0, 0].numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.shape == (60, 90)

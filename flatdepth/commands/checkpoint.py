@@ -101,7 +101,8 @@ def _add_target(parser: Parser) -> None:
         "target",
         type=Path,
         metavar="OUT",
-        help="NAME.pth, NAME.safetensors, or a folder for the layout of transformers",
+        help="NAME.pth, NAME.safetensors, or a folder as transformers reads it (Depth Anything 3: "
+        "as its own code does)",
     )
 
 
@@ -161,7 +162,9 @@ def _verify(arguments: argparse.Namespace) -> int:
             }
         else:
             names = ["copy.pth", "copy.safetensors"]
-            if takes(model):
+            if model.hub_config() is not None:
+                names.append("folder of the hub")
+            elif takes(model):
                 names.append("transformers layout")
             else:
                 print("transformers takes no such model or whole metres only: left out")

@@ -28,7 +28,8 @@ _UNITS = {"sq_rel": "m", "rmse": "m", "mae": "m", "plane_normal_angle_deg": "deg
 def describe(contender: Contender, request: Request) -> str:
     """A contender in words: its file, its model and its alignment."""
     model = contender.model
-    depth = f" up to {model.max_depth_m:g} m" if model.kind == "metric" else ""
+    has_maximum = model.kind == "metric" and model.bounded
+    depth = f" up to {model.max_depth_m:g} m" if has_maximum else ""
     alignment = describe_alignment(contender.alignment, request.fit)
     return f"{contender.source} ({model.encoder}, {model.kind}{depth}), {alignment}"
 
@@ -164,7 +165,7 @@ def as_json(verdict: Verdict, command: Sequence[str]) -> dict[str, Any]:
                 "encoder": contender.model.encoder,
                 "kind": contender.model.kind,
                 "max_depth_m": contender.model.max_depth_m
-                if contender.model.kind == "metric"
+                if contender.model.kind == "metric" and contender.model.bounded
                 else None,
                 "alignment": contender.alignment,
                 "description": describe(contender, request),

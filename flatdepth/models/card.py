@@ -23,7 +23,7 @@ from flatdepth.show.pictures import write_atomic
 from flatdepth.types import METRICS, METRICS_FORMAT
 from flatdepth.untrusted import parse_json, parse_yaml
 
-Layout = Literal["files", "transformers"]
+Layout = Literal["files", "transformers", "hub"]
 
 _NAMES = {"vits": "Small", "vitb": "Base", "vitl": "Large", "vitg": "Giant"}
 _SMALL = "a small network for tests and the quickstart"
@@ -146,7 +146,7 @@ def model_card(
         size=_NAMES.get(metadata["encoder"]),
         scale=_NAMES.get(metadata["encoder"], None if published else _SMALL),
         multiple=NETWORKS[metadata["network"]].multiple,
-        far=f"{float(metadata['max_depth_m']):g}" if metadata["kind"] == "metric" else "",
+        far=f"{float(metadata['max_depth_m']):g}" if "max_depth_m" in metadata else "",
         run=_recipe(run) if run else None,
         before=before if before is not after else None,
         after=after,

@@ -29,7 +29,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 import flatdepth
-from flatdepth.config import NETWORKS
+from flatdepth.config import MAX_DEPTH_M, NETWORKS
 from flatdepth.errors import UserError
 from flatdepth.models.depth_anything import ENCODERS
 from flatdepth.models.huggingface import CONFIG, WEIGHTS
@@ -242,19 +242,19 @@ def model_of(
     if chosen is None:
         guess = guess_kind(weights)
         hint = f", and its logits look {guess}" if guess else ""
-        raise UserError(
-            f"{source} does not say its kind{hint}; give --kind metric and --max_depth_m, or "
-            "--kind relative"
-        )
+        with_range = " and --max_depth_m" if network.bounded else ""
+        choices = (f"--kind {k}{with_range if k == 'metric' else ''}" for k in kinds)
+        raise UserError(f"{source} does not say its kind{hint}; give {', or '.join(choices)}")
     if chosen != "metric":
         model = make_network(weights.network, weights.encoder, kind=cast(Kind, chosen))
-    elif max_depth_m is None and "max_depth_m" not in said:
+    elif max_depth_m is None and "max_depth_m" not in said and network.bounded:
         raise UserError(
             f"{source} does not say its maximum depth; give --max_depth_m, which is 20 for the "
             "official indoor files and 80 for outdoor"
         )
     else:
-        far = float(said["max_depth_m"]) if max_depth_m is None else max_depth_m
+        known = float(said.get("max_depth_m", MAX_DEPTH_M[1]))
+        far = known if max_depth_m is None else max_depth_m
         model = make_network(weights.network, weights.encoder, kind="metric", max_depth_m=far)
     model.trained_px = _trained_px(said)
     return model.eval(), _load(model, weights, "keep")
@@ -322,10 +322,10 @@ def save_weights(
     """Write ``<stem>.pth`` and ``<stem>.safetensors``, both flat and in the official key layout.
 
     The original code and ours load either. What kind of model it is (``format``, ``network``,
-    ``encoder``, ``kind``, ``units``, ``version``, ``max_depth_m`` if metric, ``input_px`` if known,
-    and ``extra``) stands in the safetensors header and, since a ``.pth`` has no place for it, in
-    ``<stem>.json``. Each file is written under a temporary name, synced and renamed, so it exists
-    whole or not at all.
+    ``encoder``, ``kind``, ``units``, ``version``, ``max_depth_m`` if metric and bounded,
+    ``input_px`` if known, and ``extra``) stands in the safetensors header and, since a ``.pth`` has
+    no place for it, in ``<stem>.json``. Each file is written under a temporary name, synced and
+    renamed, so it exists whole or not at all.
 
     Args:
         stem: path without suffix; missing folders are made.
@@ -415,7 +415,9 @@ def network_of(said: Mapping[str, str]) -> str:
 
 def _checked(said: dict[str, str], path: Path) -> dict[str, str]:
     """Metadata that we wrote, after a look at the values on which reading the weights depends."""
-    far = said.get("max_depth_m", "nan" if said.get("kind") == "metric" else "1")
+    network = network_of(said)
+    bounded = network not in CLASSES or network_class(network).bounded
+    far = said.get("max_depth_m", "nan" if said.get("kind") == "metric" and bounded else "1")
     try:
         sound = 0 < float(far) < math.inf and said.get("kind") in get_args(Kind)
     except ValueError:
@@ -576,11 +578,11 @@ def _recognised(
 ) -> tuple[str, dict[str, Tensor], list[str]]:
     """The network whose tensors they look like, the tensors by its names, and what was done.
 
-    ``network`` if it is given. A file that says its network is believed; what no network knows is
-    taken for the first.
+    ``network`` if it is given; that which the file says comes before others; what no network knows
+    is taken for the first.
     """
-    said = network or (metadata or {}).get("network", "")
-    for name in [said] if network or said in CLASSES else CLASSES:
+    said = (metadata or {}).get("network")
+    for name in [network] if network else sorted(CLASSES, key=lambda name: name != said):
         found = network_class(name).renamed(tensors)
         if found is not None:
             return (name, *found)
@@ -614,14 +616,14 @@ def _check_metadata(
         advice = " or pass head='fresh'" if field in meaning else ""
         raise UserError(
             f"{weights.source}: {field} is {said} in the file but {own} in the model"
-            f"{_CONSEQUENCES.get((field, own), '')}; set {field} to {said}{advice}"
+            f"{_CONSEQUENCES.get((said, own), '')}; set {field} to {said}{advice}"
         )
     return tuple(doubts)
 
 
 _CONSEQUENCES = {
-    ("kind", "metric"): ", which would read relative weights as max_depth_m nearly everywhere",
-    ("kind", "relative"): ", which would read metric weights as 0 nearly everywhere",
+    ("relative", "metric"): ", which would read relative weights as max_depth_m nearly everywhere",
+    ("metric", "relative"): ", which would read metric weights as 0 nearly everywhere",
 }
 
 
@@ -639,7 +641,7 @@ def describe(model: DepthNetwork, extra: Mapping[str, str] | None = None) -> dic
         "units": model.units,
         "version": flatdepth.__version__,
     }
-    if model.kind == "metric":
+    if model.kind == "metric" and model.bounded:
         described["max_depth_m"] = str(model.max_depth_m)
     if model.trained_px:
         described["input_px"] = " x ".join(map(str, model.trained_px))
@@ -702,10 +704,10 @@ def _check_tensors(
     if differing:
         faults.append(f"{len(differing)} differ ({listed(differing)})")
     if faults:
-        raise UserError(
-            f"{source} does not fit {model.encoder}: {', '.join(faults)}; take a file of the same "
-            "model"
-        )
+        fix = "take a file of the same model"
+        if weights.network != model.name:
+            fix = f"it looks like {weights.network}, so set model.name to that or {fix}"
+        raise UserError(f"{source} does not fit {model.encoder}: {', '.join(faults)}; {fix}")
 
 
 def _notes(weights: WeightFile) -> str:

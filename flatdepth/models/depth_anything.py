@@ -103,6 +103,9 @@ OFFICIAL_NAME = re.compile(
 OFFICIAL_MAX_DEPTH_M = {"hypersim": "20.0", "vkitti": "80.0"}
 VERSION_1_NAME = re.compile(r"depth_anything_vit[sbl]14")
 
+SKY_STACK = "depth_head.scratch.sky_output_conv2."
+"""What names of tensors begin with that Depth Anything 3 has and version 2 has not."""
+
 
 class DepthAnythingV2(DepthNetwork):
     """Depth Anything V2; ``DepthNetwork`` has its arguments."""
@@ -118,7 +121,7 @@ class DepthAnythingV2(DepthNetwork):
     def parts(spec: EncoderSpec, encoder: bool, head: bool) -> tuple[nn.Module, nn.Module]:
         return DinoV2(spec, recompute=encoder), DPTHead(spec, recompute=head)
 
-    def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b _ h w"]:
         grid = (image.shape[-2] // PATCH, image.shape[-1] // PATCH)
         return self.depth_head(self.pretrained(image), grid)
 
@@ -166,7 +169,10 @@ class DepthAnythingV2(DepthNetwork):
         if "patch_embed.proj.weight" in tensors:
             own = {f"pretrained.{name}": tensor for name, tensor in tensors.items()}
             return own, ["put the prefix 'pretrained.' before every name of a plain DINOv2 encoder"]
-        return (dict(tensors), []) if "pretrained.cls_token" in tensors else None
+        if "pretrained.cls_token" not in tensors:
+            return None
+        is_newer = any(name.startswith(SKY_STACK) for name in tensors)
+        return None if is_newer else (dict(tensors), [])
 
     @classmethod
     def size_of(cls, tensors: Mapping[str, Tensor]) -> str | None:
@@ -333,7 +339,7 @@ class DPTHead(nn.Module):
 
     def forward(
         self, taken: Sequence[Float[Tensor, "b n d"]], grid: tuple[int, int]
-    ) -> Float[Tensor, "b 1 h w"]:
+    ) -> Float[Tensor, "b _ h w"]:
         rows, cols = grid
         path: Tensor | None = None
         for level in (4, 3, 2, 1):
@@ -359,7 +365,7 @@ class DPTHead(nn.Module):
 
     def _output(
         self, path: Float[Tensor, "b c h w"], grid: tuple[int, int]
-    ) -> Float[Tensor, "b 1 h2 w2"]:
+    ) -> Float[Tensor, "b _ h2 w2"]:
         x = self.scratch.output_conv1(path)
         return self.scratch.output_conv2(resize(x, (PATCH * grid[0], PATCH * grid[1])))
 
@@ -380,10 +386,13 @@ class Scratch(nn.Module):
         for level in (1, 2, 3, 4):
             self.add_module(f"refinenet{level}", Fusion(c))
         self.output_conv1 = _conv(c, c // 2, 3)
-        # The last gain starts the logits within about 1 of their mean: nothing is saturated.
-        self.output_conv2 = nn.Sequential(
-            _conv(c // 2, 32, 3), nn.ReLU(), _conv(32, 1, 1, gain=0.5)
-        )
+        self.output_conv2 = output_stack(c)
+
+
+def output_stack(features: int) -> nn.Sequential:
+    """What makes one value of a pixel of ``output_conv1``, whose path had so many channels."""
+    # The last gain starts the logits within about 1 of their mean: nothing is saturated.
+    return nn.Sequential(_conv(features // 2, 32, 3), nn.ReLU(), _conv(32, 1, 1, gain=0.5))
 
 
 class Fusion(nn.Module):

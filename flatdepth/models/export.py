@@ -1,4 +1,5 @@
-"""Weights for others: official ``.pth``, ``.safetensors`` or a folder that transformers loads.
+"""Weights for others: official ``.pth``, ``.safetensors`` or a folder, as transformers or the
+original code loads it.
 
 Beside the weights stands a model card. What was written is read again and has to predict the same.
 """
@@ -7,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flatdepth.errors import UserError
-from flatdepth.models.card import model_card, read_run
+from flatdepth.models.card import Layout, model_card, read_run
 from flatdepth.models.checkpoint import (
     describe,
     open_model,
@@ -32,7 +34,7 @@ from flatdepth.models.huggingface import (
     preprocessor_config,
     to_huggingface,
 )
-from flatdepth.models.network import DepthNetwork
+from flatdepth.models.network import DepthNetwork, nominal_focal
 from flatdepth.models.port import TransformersNetwork
 from flatdepth.models.probe import probe_image
 
@@ -52,9 +54,10 @@ def export_weights(
 
     ``NAME.pth`` becomes the flat official state dict with its metadata in ``NAME.json``,
     ``NAME.safetensors`` the same with the metadata in its header, both with the card ``NAME.md``;
-    any other name a folder with ``config.json``, ``model.safetensors``,
-    ``preprocessor_config.json`` and the card ``README.md``, as transformers reads it. Files are
-    written under temporary names and renamed; missing parent folders are made.
+    any other name a folder with ``config.json``, ``model.safetensors`` and the card ``README.md``
+    as the original code reads it where it reads folders (``hub_config``), else, with
+    ``preprocessor_config.json``, as transformers does. Files are written under temporary names and
+    renamed; missing parent folders are made.
 
     Args:
         model: what to write; float32 whatever it was read from.
@@ -69,14 +72,14 @@ def export_weights(
 
     Raises:
         UserError: something would be overwritten, the name ends like a format that is not written,
-            the weights say that they are of another run, or transformers cannot express the
-            maximum depth.
+            the weights say that they are of another run, or nobody reads folders of this network,
+            or transformers not those of this maximum depth.
     """
     metadata = describe(model, extra)
     if target.suffix in _OTHER_SUFFIXES:
         raise UserError(
-            f"{target}: expected NAME.pth, NAME.safetensors or a folder for the layout of "
-            f"transformers, found a name that ends in {target.suffix}"
+            f"{target}: expected NAME.pth, NAME.safetensors or a folder for the layout of the "
+            f"hub, found a name that ends in {target.suffix}"
         )
     state = plain_state(model)
     record = None if run is None else read_run(run)
@@ -89,7 +92,8 @@ def export_weights(
         card = model_card(target.stem, metadata, run=record, layout="files")
         _write_files(_file_writers(target, state, metadata, card))
     else:
-        card = model_card(target.name, metadata, run=record, layout="transformers")
+        layout: Layout = "transformers" if model.hub_config() is None else "hub"
+        card = model_card(target.name, metadata, run=record, layout=layout)
         size = (IMAGE_SIZE, IMAGE_SIZE)
         if record is not None:
             size = (int(record.config["data"]["height"]), int(record.config["data"]["width"]))
@@ -110,7 +114,8 @@ def largest_difference(a: DepthNetwork, b: DepthNetwork) -> float:
             f"one model predicts {a.units} and the other {b.units}; compare models of one kind"
         )
     image = probe_image(math.lcm(a.multiple, b.multiple))
-    return float((a.eval()(image) - b.eval()(image)).abs().max())
+    focal_px = nominal_focal(image)
+    return float((a.eval()(image, focal_px) - b.eval()(image, focal_px)).abs().max())
 
 
 def _file_writers(
@@ -137,15 +142,17 @@ def _folder_writers(
     size: tuple[int, int],
 ) -> Writers:
     """By the names inside the folder; the header of transformers has to say ``pt``."""
-    config, header = model_config(model), {**metadata, "format": "pt"}
-    processor = preprocessor_config(model, *size)
-    is_port = isinstance(model, TransformersNetwork)
-    tensors = dict(state) if is_port else to_huggingface(state)
+    config, header = model.hub_config(), {**metadata, "format": "pt"}
+    documents: dict[str, object] = {CONFIG: config}
+    tensors = state
+    if config is None:
+        processor = preprocessor_config(model, *size)
+        documents = {CONFIG: model_config(model), PREPROCESSOR: processor}
+        tensors = state if isinstance(model, TransformersNetwork) else to_huggingface(state)
     return {
         Path("README.md"): lambda path: path.write_text(card, "utf-8"),
-        Path(CONFIG): lambda path: write_json(path, config),
-        Path(PREPROCESSOR): lambda path: write_json(path, processor),
-        Path(WEIGHTS): lambda path: safetensors.torch.save_file(tensors, path, header),
+        **{Path(name): partial(write_json, content=c) for name, c in documents.items()},
+        Path(WEIGHTS): lambda path: safetensors.torch.save_file(dict(tensors), path, header),
     }
 
 

@@ -32,7 +32,7 @@ IMAGE_SIZE = 518
 _BICUBIC = 3
 
 _ENCODER_PREFIXES = ("embeddings.", "encoder.layer.", "layernorm.")
-_PREFIXES = ("backbone.", "neck.", *_ENCODER_PREFIXES)
+_PREFIXES = (*(f"backbone.{prefix}" for prefix in _ENCODER_PREFIXES), "neck.", *_ENCODER_PREFIXES)
 _OTHER_HEADS = ("head.head.", "metric_head.")
 """Of DPT and ZoeDepth, whose encoders and necks are named as Depth Anything's."""
 _QKV = ("query", "key", "value")

@@ -54,7 +54,7 @@ class DepthNetwork(nn.Module):
         kind: what is predicted, one of the network's kinds.
         max_depth_m: the metric prediction of a logit is ``max_depth_m * sigmoid(logit)``; it
             belongs to the weights (20 for the official indoor files of Depth Anything V2, 80 for
-            outdoor). Unused when not metric.
+            outdoor). Unused when not metric, or not ``bounded``.
         checkpointing: which activations are recomputed in the backward pass instead of kept: those
             inside each of the encoder's ``blocks``, and those of the head's parts too.
 
@@ -96,7 +96,7 @@ class DepthNetwork(nn.Module):
     needs_focal: bool = False
     """Whether a prediction in metres depends on the focal length."""
     bounded: bool = True
-    """Whether ``max_depth_m`` changes what weights predict; if not, it only limits the truth."""
+    """Whether metric weights mean nothing without ``max_depth_m``; if not, it limits the truth."""
     reads_files_of: ClassVar[tuple[str, ...]] = ()
     """Networks whose files this one reads too, but only if it is asked for by name."""
 
@@ -207,8 +207,8 @@ class DepthNetwork(nn.Module):
         """The encoder and the head of the given numbers, and whether each recomputes."""
         raise NotImplementedError
 
-    def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """What the head says of a normalised image, before it becomes depth."""
+    def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b _ h w"]:
+        """What the head says of a normalised image, before ``decode`` makes depth of it."""
         raise NotImplementedError
 
     @classmethod
@@ -248,7 +248,11 @@ class DepthNetwork(nn.Module):
         """A state dict by the names that files have."""
         return state
 
-    def decode(self, logits: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    def hub_config(self) -> Mapping[str, object] | None:
+        """``config.json`` of the folder that the original code reads, with ``model.safetensors`` by
+        the ``published`` names beside it; None where it reads none."""
+
+    def decode(self, logits: Float[Tensor, "b _ h w"]) -> Float[Tensor, "b 1 h w"]:
         """Logits in float32 as what the kind says, at the canonical focal length if one counts."""
         return logits.sigmoid() * self.max_depth_m if self.kind == "metric" else logits.relu()
 

@@ -8,6 +8,7 @@ from flatdepth.models.network import Checkpointing, DepthNetwork, Kind
 
 CLASSES = {
     "depth_anything_v2": ("depth_anything", "DepthAnythingV2"),
+    "depth_anything_3": ("depth_anything_3", "DepthAnything3"),
     "efficientnet": ("efficientnet", "EfficientNetDepth"),
     "midas_v21": ("midas", "MidasV21"),
     "resnet50": ("resnet", "ResNetDepth"),

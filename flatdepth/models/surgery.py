@@ -17,7 +17,8 @@ from torch import Tensor
 
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import WeightFile, describe, guess_kind
-from flatdepth.models.network import UNUSED, DepthNetwork
+from flatdepth.models.network import DepthNetwork
+from flatdepth.models.networks import network_class
 
 _GROUPS = (
     (re.compile(r"pretrained\.(?:cls_token|pos_embed|mask_token)"), "tokens and positions"),
@@ -37,6 +38,7 @@ _GROUPS = (
     (re.compile(r"port\.neck\.(?:reassemble_stage|convs)\."), "head neck"),
     (re.compile(r"port\.neck\.fusion_stage\.layers\.(\d)\."), "head fusion {}"),
     (re.compile(r"port\."), "head output"),
+    (re.compile(r"depth_head\.scratch\.sky_"), "head sky"),
 )
 """Groups in the order of the data flow; refinenet4 comes before refinenet1."""
 
@@ -73,7 +75,7 @@ class Diff:
 
     Attributes:
         a, b: the files as they were given.
-        tensors: every tensor that a forward pass reads, in the order of the data flow.
+        tensors: every tensor but those that never train, in the order of the data flow.
         groups: the same by block and part of the head.
     """
 
@@ -90,14 +92,15 @@ class Diff:
 def diff(a: WeightFile, b: WeightFile) -> Diff:
     """Compare two files tensor by tensor, in float64.
 
-    The tensors that no forward pass reads (``UNUSED``) are left out: training never moves them.
+    The network's ``unused`` tensors are left out: training never moves them.
 
     Raises:
         UserError: the files do not hold the same tensors.
     """
     check_alike(a, b)
     changes = []
-    for name in sorted(a.tensors.keys() - set(UNUSED), key=_position):
+    unused = network_class(a.network).unused
+    for name in sorted((n for n in a.tensors if not n.startswith(unused)), key=_position):
         before, after = a.tensors[name].double(), b.tensors[name].double()
         changes.append(
             Change(
@@ -273,6 +276,7 @@ def info(weights: WeightFile) -> str:
         "official": "its official name",
     }.get(said.get("format", ""))
     size = weights.size
+    bounded = network_class(weights.network).bounded
     encoder = weights.encoder or (
         "none" if size is None else f"of no known size (width {size[0]}, {size[1]} blocks)"
     )
@@ -283,7 +287,10 @@ def info(weights: WeightFile) -> str:
         "head": "yes" if weights.has_head else "none",
         "kind": f"{said['kind']} (by {source})" if "kind" in said else "not said by the file",
         "max_depth_m": said.get(
-            "max_depth_m", "none" if said.get("kind") == "relative" else "not said by the file"
+            "max_depth_m",
+            "not said by the file"
+            if said.get("kind", "metric") == "metric" and bounded
+            else "none",
         ),
         "units": said.get("units")
         or {"metric": "m", "relative": "1/depth"}.get(said.get("kind", ""), "not said by the file"),

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from flatdepth.errors import UserError
 
+_SKY_STACKS = {
+    "model.backbone.pretrained.cls_token": "model.head.scratch.sky_output_conv2.0.weight",
+    "backbone.pretrained.cls_token": "head.scratch.sky_output_conv2.0.weight",
+    "net.pretrained.cls_token": "all_heads.head.scratch.output_conv2_additional.sky_mask.0.weight",
+}
+"""The class token of Depth Anything 3 on the hub, of its network alone and of older files, and what
+lies elsewhere if the network is that one and not another one in a wrapper."""
+
 _FIRST = (
+    *_SKY_STACKS,
     "pretrained.cls_token",
     "backbone.embeddings.cls_token",
     "embeddings.cls_token",
@@ -28,10 +37,14 @@ _FIRST = (
     "conv1.weight",
     "_conv_stem.weight",
 )
-"""Names of the class token in the official layout, in that of transformers with and without a head,
-in DINOv2; of the first convolution in MiDaS v2.1, in our ResNet and EfficientNet and in theirs."""
+"""Names of the class token in the official layouts, in that of transformers with and without a
+head, in DINOv2; of the first convolution in MiDaS v2.1, in our ResNet and EfficientNet and in
+theirs."""
 
-_HEADS = ("depth_head.", "neck.", "scratch.")
+_HEADS = (
+    *("depth_head.", "neck.", "scratch."),
+    *("model.head.scratch.", "head.scratch.", "all_heads.head.scratch."),
+)
 
 _WRAPPER = re.compile(
     r"(?<![^.])(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module"
@@ -40,10 +53,11 @@ _WRAPPER = re.compile(
 """What DataParallel, torch.compile, Lightning, FSDP and checkpointing put into names."""
 
 _OWNER = re.compile(
-    r"\w*model|\w*net|network|student|teacher|backbone|dinov2|depth_anything|\w*ema\w*"
+    r"\w*model|\w*net|network|student|teacher|backbone|dinov2|depth_anything|\w*ema\w*|da3_metric"
 )
 """Attributes that hold a network. ``core``, as in the metric models of Depth Anything version 1, is
-none: the names after it are those of version 2, the blocks that the head reads are not."""
+none: the names after it are those of version 2, the blocks that the head reads are not. Nor is
+``da3``, beside ``da3_metric`` in nested files: a network of several views."""
 
 _AVERAGE = re.compile(r"(?<![^._])(?:ema|swa)(?![^._])")
 
@@ -157,10 +171,17 @@ def _network(
 
 def _prefixes(names: Iterable[str]) -> list[str]:
     """What stands before the names of ``_FIRST``, for every one of them."""
+    bare_names = {name: _WRAPPER.sub("", name) for name in names}
+    known = {*bare_names.values()}
+
+    def is_token(bare: str, token: str) -> bool:
+        beside = _SKY_STACKS.get(token)
+        owner = bare.removesuffix(token)
+        return f".{bare}".endswith(f".{token}") and (beside is None or owner + beside in known)
+
     prefixes = []
-    for name in names:
-        bare = _WRAPPER.sub("", name)
-        token = next((t for t in _FIRST if f".{bare}".endswith(f".{t}")), None)
+    for name, bare in bare_names.items():
+        token = next((t for t in _FIRST if is_token(bare, t)), None)
         owners = bare.removesuffix(token or "").split(".")[:-1]
         if token and all(_OWNER.fullmatch(owner) for owner in owners):
             prefixes.append(name[: name.rindex(token.split(".")[0])])

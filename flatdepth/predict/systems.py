@@ -280,7 +280,8 @@ def predict_with(
                 prepared, steps=settings.steps, ensemble=settings.ensemble, seed=settings.seed
             )
         else:
-            scaled = focal_px * way.network_size(height, width)[1] / width
+            rows, columns = way.network_size(height, width)
+            scaled = focal_px * (rows / height + columns / width) / 2
             raw = network(prepared, pixels.new_tensor([scaled]))
         found = way.restore(raw.float(), height, width)[0, 0].cpu().numpy()
     if not np.isfinite(found).all():
