@@ -7,7 +7,8 @@ flatdepth checkpoint blend A B --alpha 0.5 OUT
 flatdepth checkpoint verify FILE [OTHER]
 
 A FILE is a .safetensors, .pth, .pt, .ckpt or .bin, its folder, or a Hugging Face Hub id.
-An OUT is NAME.pth, NAME.safetensors, or a folder for Hugging Face transformers.
+An OUT is NAME.pth, NAME.safetensors, or a folder for Hugging Face transformers (of Marigold:
+diffusers).
 """
 
 import argparse
@@ -101,7 +102,7 @@ def _add_target(parser: Parser) -> None:
         "target",
         type=Path,
         metavar="OUT",
-        help="NAME.pth, NAME.safetensors, or a folder for the layout of transformers",
+        help="NAME.pth, NAME.safetensors, or a folder for transformers or diffusers",
     )
 
 
@@ -161,7 +162,9 @@ def _verify(arguments: argparse.Namespace) -> int:
             }
         else:
             names = ["copy.pth", "copy.safetensors"]
-            if takes(model):
+            if model.layout is not None:
+                names.append(f"{model.layout} layout")
+            elif takes(model):
                 names.append("transformers layout")
             else:
                 print("transformers takes Depth Anything V2 of whole metres only: left out")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from flatdepth.config import NETWORKS
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import network_of, read_metadata
 from flatdepth.models.networks import network_class
@@ -22,9 +23,10 @@ from flatdepth.show.pictures import write_atomic
 from flatdepth.types import METRICS, METRICS_FORMAT
 from flatdepth.untrusted import parse_json, parse_yaml
 
-Layout = Literal["files", "transformers"]
+Layout = Literal["files", "transformers", "diffusers"]
 
 _NAMES = {"vits": "Small", "vitb": "Base", "vitl": "Large", "vitg": "Giant"}
+_OTHER_NAMES = {"sd2": "of Stable Diffusion 2"}
 _OFFICIAL = "depth-anything/"
 _TOP_KEYS = ("steps", "batch", "precision", "seed")
 _GROUPS = ("data", "paste", "photometric", "model", "loss", "optim")
@@ -128,7 +130,7 @@ def model_card(
     header = ModelCardData(
         license=identifier,
         pipeline_tag="depth-estimation",
-        library_name="transformers" if layout == "transformers" else "flatdepth",
+        library_name="flatdepth" if layout == "files" else layout,
         tags=[_architecture(metadata)[0], "monocular-depth", "flatdepth", metadata["kind"]],
         base_model="/".join(base.split("/")[:2]) if base.startswith(_OFFICIAL) else None,
         model_name=title if results else None,
@@ -141,6 +143,8 @@ def model_card(
         said=metadata,
         architecture=_architecture(metadata)[1],
         size=_NAMES.get(metadata["encoder"]),
+        other_size=_OTHER_NAMES.get(metadata["encoder"]),
+        multiple=NETWORKS[metadata["network"]].multiple,
         far=f"{float(metadata['max_depth_m']):g}" if metadata["kind"] == "metric" else "",
         run=_recipe(run) if run else None,
         before=before if before is not after else None,

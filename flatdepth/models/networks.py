@@ -11,6 +11,7 @@ CLASSES = {
     "efficientnet": ("efficientnet", "EfficientNetDepth"),
     "midas_v21": ("midas", "MidasV21"),
     "resnet50": ("resnet", "ResNetDepth"),
+    "marigold": ("marigold", "Marigold"),
 }
 """Name -> module in ``flatdepth.models`` and class; imported only when asked for, because some need
 packages that take seconds to import."""

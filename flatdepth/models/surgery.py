@@ -31,6 +31,12 @@ _GROUPS = (
     (re.compile(r"depth_head\.scratch\.refinenet(\d)\."), "head refinenet{}"),
     (re.compile(r"depth_head\.stages\.(\d)\."), "head stage {}"),
     (re.compile(r"depth_head\.(?:scratch\.output_conv|output\.)"), "head output"),
+    (re.compile(r"unet\.(?:conv_in|time_embedding)\."), "UNet, input and time"),
+    (re.compile(r"unet\.down_blocks\.(\d+)\."), "UNet, down {}"),
+    (re.compile(r"unet\.mid_block\."), "UNet, middle"),
+    (re.compile(r"unet\.up_blocks\.(\d+)\."), "UNet, up {}"),
+    (re.compile(r"unet\.conv_(?:norm_)?out\."), "UNet, output"),
+    (re.compile(r"vae\."), "VAE"),
 )
 """Groups in the order of the data flow; refinenet4 comes before refinenet1."""
 
@@ -264,6 +270,7 @@ def info(weights: WeightFile) -> str:
     source = {
         "flatdepth": "its metadata",
         "transformers": "its config.json",
+        "diffusers": "its model_index.json",
         "official": "its official name",
     }.get(said.get("format", ""))
     size = weights.size
@@ -277,7 +284,8 @@ def info(weights: WeightFile) -> str:
         "head": "yes" if weights.has_head else "none",
         "kind": f"{said['kind']} (by {source})" if "kind" in said else "not said by the file",
         "max_depth_m": said.get(
-            "max_depth_m", "none" if said.get("kind") == "relative" else "not said by the file"
+            "max_depth_m",
+            "none" if said.get("kind") in ("relative", "affine") else "not said by the file",
         ),
         "units": said.get("units")
         or {"metric": "m", "relative": "1/depth"}.get(said.get("kind", ""), "not said by the file"),
