@@ -24,6 +24,7 @@ class NetworkFacts:
         multiple: of which both sides of its input are multiples, in pixels.
         adapters: whether its encoder takes low-rank adapters.
         fixed: the sizes that can only predict.
+        losses: names of its ``own_loss``, which take the place of those in ``LOSSES``.
     """
 
     encoders: list[str]
@@ -31,6 +32,7 @@ class NetworkFacts:
     multiple: int
     adapters: bool = False
     fixed: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ()
 
 
 NETWORKS: dict[str, NetworkFacts] = {
@@ -71,6 +73,13 @@ NETWORKS: dict[str, NetworkFacts] = {
         multiple=32,
         fixed=("beit_large_384_nk", "tiny_nk"),
     ),
+    "marigold": NetworkFacts(
+        encoders=["sd2", "tiny"],
+        kinds=("affine",),
+        multiple=8,
+        adapters=True,
+        losses=("diffusion",),
+    ),
     "depth_anything_v2_port": NetworkFacts(
         encoders=["vitt", "vits", "vitb", "vitl"], kinds=("metric", "relative"), multiple=14
     ),
@@ -86,6 +95,11 @@ LOSSES: dict[str, Literal["metres", "shape"]] = {
 }
 """Names of ``training.losses.LOSSES``, and whether they compare metres, which only a metric model
 predicts, or the shape of inverse depth (or depth) whatever its scale and shift."""
+
+
+def homes_of(loss: str) -> list[str]:
+    """The networks whose own a loss is; none for those that compare any network's prediction."""
+    return [name for name, facts in NETWORKS.items() if loss in facts.losses]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -458,12 +472,13 @@ class ModelConfig:
     length; efficientnet: EfficientNet-Lite with the fusion head of Depth Anything V2, for a CPU and
     few images; midas_v21: MiDaS v2.1, large and small; resnet50: ResNet-50 and five transposed
     convolutions, a plain baseline; dpt, zoedepth, depth_anything_v2_port: DPT (MiDaS v3, v3.1),
-    ZoeDepth and Depth Anything V2 as transformers has them (extra `compare`)."""
+    ZoeDepth and Depth Anything V2 as transformers has them (extra `compare`); marigold: Stable
+    Diffusion 2 as a depth model (extra `marigold`)."""
     encoder: str = "vits"
     """Its size. Depth Anything V2: vits, vitb, vitl or vitg, and vitt, a tiny one for tests; Depth
     Anything 3: vitl, the published one, vitb, vits or vitt; efficientnet: lite0; midas_v21:
     resnext101 or lite3; resnet50: resnet50; dpt and zoedepth: the name of a published file, such as
-    beit_large_512; all but the first three also tiny."""
+    beit_large_512; marigold: sd2; all but the first three also tiny."""
     kind: Literal["metric", "relative", "affine"] = "metric"
     """metric: depth in metres; relative: inverse depth up to scale and shift; affine: depth up to
     scale and shift."""
@@ -535,7 +550,8 @@ class LossConfig:
     affine for the others. silog: scale-invariant log error; l1_log, l2_log: mean absolute and
     squared log error; affine: trimmed L1 with gradient matching, of inverse depth aligned by scale
     and shift (of depth itself for models of kind affine); ranking: which of two pixels is nearer.
-    The first three need a metric model."""
+    The first three need a metric model. diffusion: marigold's own, squared error of what the
+    denoising network predicts of a noisy latent of the truth; it stands alone."""
     silog_lambda: float = 0.5
     """How far silog forgives a wrong scale, from 0 (not: RMS log error) to 1 (altogether)."""
     trim: float = 0.2
@@ -555,10 +571,21 @@ class LossConfig:
     decoy: float = 1.0
     """Weight of decoy pixels."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a network's ``own_loss``, which then stands alone."""
+        return any(homes_of(term) for term in self.terms)
+
     def __post_init__(self) -> None:
         for term, factor in self.terms.items():
-            _require_name("loss.terms", term, LOSSES)
+            own = [loss for facts in NETWORKS.values() for loss in facts.losses]
+            _require_name("loss.terms", term, [*LOSSES, *own])
             expect_within(f"loss.terms.{term}", factor, 1e-9, 1e9)
+        _require(
+            not self.is_own or len(self.terms) == 1,
+            f"loss.terms: a loss of the network's own cannot be added to others, got "
+            f"{', '.join(self.terms)}; give it alone",
+        )
         _check(
             "loss.",
             self,
@@ -738,7 +765,14 @@ class TrainConfig:
         for side in ("height", "width"):
             size, multiple = getattr(self.data, side), NETWORKS[self.model.name].multiple
             expect_multiple(f"data.{side}", size, multiple)
-        metric_only = [term for term in self.loss.terms if LOSSES[term] == "metres"]
+        for term in self.loss.terms:
+            homes = homes_of(term)
+            _require(
+                not homes or self.model.name in homes,
+                f"loss.terms: {term} is a loss of {' and '.join(homes)} alone, got model.name "
+                f"'{self.model.name}'; take another loss or model",
+            )
+        metric_only = [term for term in self.loss.terms if LOSSES.get(term) == "metres"]
         _require(
             self.model.kind == "metric" or not metric_only,
             f"loss.terms: {', '.join(metric_only)} compare metres, which a model of kind "

@@ -7,7 +7,8 @@ flatdepth checkpoint blend A B --alpha 0.5 OUT
 flatdepth checkpoint verify FILE [OTHER]
 
 A FILE is a .safetensors, .pth, .pt, .ckpt or .bin, its folder, or a Hugging Face Hub id.
-An OUT is NAME.pth, NAME.safetensors, or a folder for Hugging Face transformers.
+An OUT is NAME.pth, NAME.safetensors, or a folder for Hugging Face transformers (of Marigold:
+diffusers).
 """
 
 import argparse
@@ -101,8 +102,8 @@ def _add_target(parser: Parser) -> None:
         "target",
         type=Path,
         metavar="OUT",
-        help="NAME.pth, NAME.safetensors, or a folder as transformers reads it (Depth Anything 3: "
-        "as its own code does)",
+        help="NAME.pth, NAME.safetensors, or a folder as transformers or diffusers reads it (Depth "
+        "Anything 3: as its own code does)",
     )
 
 
@@ -164,6 +165,8 @@ def _verify(arguments: argparse.Namespace) -> int:
             names = ["copy.pth", "copy.safetensors"]
             if model.hub_config() is not None:
                 names.append("folder of the hub")
+            elif model.layout is not None:
+                names.append(f"{model.layout} layout")
             elif takes(model):
                 names.append("transformers layout")
             else:

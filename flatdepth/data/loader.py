@@ -63,6 +63,7 @@ class Sample:
         mirror_target: whether mirrors have truth, as `paste.mirror_target`.
         photometric: (10,) factors of ``draw_photometric``.
         identity: number of the frame in the run.
+        loss_seed: what random numbers of a loss follow from, below 2^32.
     """
 
     frame: Frame
@@ -72,6 +73,7 @@ class Sample:
     mirror_target: str
     photometric: Float64[np.ndarray, " 10"]
     identity: int
+    loss_seed: int
 
     @property
     def is_labelled(self) -> bool:
@@ -282,6 +284,7 @@ def pasted_sample(
         mirror_target=pastes.mirror_target,
         photometric=photometric,
         identity=subset.identity(place),
+        loss_seed=draws.integer("loss", 1 << 32),
     )
 
 

@@ -23,9 +23,10 @@ from flatdepth.show.pictures import write_atomic
 from flatdepth.types import METRICS, METRICS_FORMAT
 from flatdepth.untrusted import parse_json, parse_yaml
 
-Layout = Literal["files", "transformers", "hub"]
+Layout = Literal["files", "transformers", "diffusers", "hub"]
 
 _NAMES = {"vits": "Small", "vitb": "Base", "vitl": "Large", "vitg": "Giant"}
+_OTHER_NAMES = {"sd2": "of Stable Diffusion 2"}
 _SMALL = "a small network for tests and the quickstart"
 _OFFICIAL = "depth-anything/"
 _TOP_KEYS = ("steps", "batch", "precision", "seed")
@@ -131,7 +132,7 @@ def model_card(
     header = ModelCardData(
         license=identifier,
         pipeline_tag="depth-estimation",
-        library_name="transformers" if layout == "transformers" else "flatdepth",
+        library_name="flatdepth" if layout == "files" else layout,
         tags=[_architecture(metadata)[0], "monocular-depth", "flatdepth", metadata["kind"]],
         base_model="/".join(base.split("/")[:2]) if base.startswith(_OFFICIAL) else None,
         model_name=title if results else None,
@@ -144,7 +145,7 @@ def model_card(
         said=metadata,
         architecture=_architecture(metadata)[1],
         size=_NAMES.get(metadata["encoder"]),
-        scale=_NAMES.get(metadata["encoder"], None if published else _SMALL),
+        scale=(_NAMES | _OTHER_NAMES).get(metadata["encoder"], None if published else _SMALL),
         multiple=NETWORKS[metadata["network"]].multiple,
         far=f"{float(metadata['max_depth_m']):g}" if "max_depth_m" in metadata else "",
         run=_recipe(run) if run else None,

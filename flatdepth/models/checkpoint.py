@@ -48,6 +48,9 @@ PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
 INDEX = f"{WEIGHTS}.index.json"
 """Says in which of several files a tensor lies."""
+PIPELINE = "model_index.json"
+"""Says of which components a pipeline of diffusers is made; each is a folder beside it."""
+PIPELINE_FILES = (PIPELINE, *(f"*/*.{suffix}" for suffix in ("json", "txt", "safetensors")))
 SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 MAX_JSON_BYTES = 1 << 24
 """An index of ViT-L takes 0.05 MB."""
@@ -90,16 +93,17 @@ class WeightFile:
 
     @property
     def file_bytes(self) -> int:
-        """Size of the file, or of all that an index names."""
+        """Size of the file, or of all that an index names, or of a pipeline's weights."""
+        if self.path.name == PIPELINE:
+            return sum(part.stat().st_size for part in self.path.parent.glob("*/*.safetensors"))
         is_index = self.path.name == INDEX
         names = _shards(self.path, self.source) if is_index else (self.path.name,)
         return sum(self.path.with_name(name).stat().st_size for name in names)
 
     @property
     def has_head(self) -> bool:
-        return any(
-            name.startswith(network_class(self.network).head_prefix) for name in self.tensors
-        )
+        prefix = network_class(self.network).head_prefix
+        return not prefix or any(name.startswith(prefix) for name in self.tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +149,9 @@ def read_weights(source: str, *, network: str | None = None) -> WeightFile:
 
     Args:
         source: a local file whose name ends in one of ``SUFFIXES`` or is ``INDEX``, a folder, or a
-            Hugging Face Hub id ``org/name`` or ``org/name/path/of/file``. Without a file,
-            ``model.safetensors`` is taken, else what its index names, else the only file of the
-            first ending in ``SUFFIXES`` that there is.
+            Hugging Face Hub id ``org/name`` or ``org/name/path/of/file``. Without a file, a
+            pipeline of diffusers is taken whole, else ``model.safetensors``, else what its index
+            names, else the only file of the first ending in ``SUFFIXES`` that there is.
         network: what the file is read as; None takes the first network that knows its names.
 
     Raises:
@@ -156,8 +160,12 @@ def read_weights(source: str, *, network: str | None = None) -> WeightFile:
     """
     path = _locate(source)
     metadata = read_metadata(path, network)
-    tensors, unwrapped = unwrap(_read(path, source), source)
-    found, tensors, notes = _recognised(tensors, metadata, network, source)
+    unwrapped: tuple[str, ...] = ()
+    if path.name == PIPELINE:
+        found, tensors, notes = _assembled(path, source, metadata)
+    else:
+        tensors, unwrapped = unwrap(_read(path, source), source)
+        found, tensors, notes = _recognised(tensors, metadata, network, source)
     return WeightFile(
         source=source,
         path=path,
@@ -300,6 +308,7 @@ def _load(model: DepthNetwork, weights: WeightFile, head: Literal["keep", "fresh
     if model.probed and head == "keep" and said.get("format") != FORMAT:
         probed = check_weights(model, state, weights.source)
         doubts += () if "max_depth_m" in said else probed
+    model.adopt(said)
     model.load_state_dict(state, strict=True)
     return LoadReport(
         source=weights.source,
@@ -363,11 +372,13 @@ def read_metadata(path: Path, network: str | None = None) -> dict[str, str] | No
     """What a weight file says about its model, or None if it says nothing.
 
     ``format`` tells who says it: ``flatdepth`` for the metadata that ``save_weights`` wrote,
-    ``transformers`` for the ``config.json`` of that layout, ``official`` for the name of a file of
-    the original project, whose names are fixed.
+    ``transformers`` for the ``config.json`` of that layout, ``diffusers`` for a pipeline's
+    ``model_index.json``, ``official`` for the name of a file of the original project, whose names
+    are fixed.
 
     Args:
-        path: a ``.safetensors``, an index, or a pickle whose ``.json`` of the same stem is read.
+        path: a ``.safetensors``, an index, a pickle whose ``.json`` of the same stem is read, or a
+            ``model_index.json``.
         network: as in ``read_weights``.
 
     Raises:
@@ -387,13 +398,15 @@ def read_metadata(path: Path, network: str | None = None) -> dict[str, str] | No
         said = _checked({key: str(header[key]) for key in sorted(header)}, path)
         readers = network_class(network).reads_files_of if network else ()
         return said | {"network": str(network)} if said.get("network") in readers else said
-    if path.name in (WEIGHTS, INDEX, PICKLED_WEIGHTS):
-        config = _read_json(path.with_name(CONFIG))
+    if path.name in (WEIGHTS, INDEX, PICKLED_WEIGHTS, PIPELINE):
+        is_pipeline = path.name == PIPELINE
+        config = _read_json(path.with_name(PIPELINE if is_pipeline else CONFIG))
         for name in networks if isinstance(config, dict) else ():
             configured = network_class(name).configured(cast(dict[str, object], config), str(path))
             if configured is not None:
                 own = header if isinstance(header, dict) else {}
-                said = {**own, **_with_units(configured), "network": name, "format": "transformers"}
+                layout = "diffusers" if is_pipeline else "transformers"
+                said = {**own, **_with_units(configured), "network": name, "format": layout}
                 return {key: said[key] for key in sorted(said)}
     for name in networks:
         named = network_class(name).named(path.stem)
@@ -454,7 +467,7 @@ def _locate(source: str) -> Path:
         if local or len(parts) < 2 or (len(parts) == 2 and path.suffix in SUFFIXES):
             raise UserError(f"{source}: no such file; give a weight file or a hub id like org/name")
         path = _download(source, "/".join(parts[:2]), "/".join(parts[2:]))
-    if path.suffix not in SUFFIXES and path.name != INDEX:
+    if path.suffix not in SUFFIXES and path.name not in (INDEX, PIPELINE):
         raise UserError(
             f"{source}: expected a file that ends in {', '.join(SUFFIXES)} or {INDEX}, found "
             f"{path.name}"
@@ -465,6 +478,12 @@ def _locate(source: str) -> Path:
 def _download(source: str, repo: str, file: str) -> Path:
     try:
         file = file or _only_weights(source, huggingface_hub.list_repo_files(repo))
+        if file == PIPELINE:
+            ignored = ["*fp16*", "*non_ema*", "safety_checker/*"]
+            whole = huggingface_hub.snapshot_download(
+                repo, allow_patterns=list(PIPELINE_FILES), ignore_patterns=ignored
+            )
+            return Path(whole) / PIPELINE
         path = Path(huggingface_hub.hf_hub_download(repo, file))
         folder = file.removesuffix(path.name)
         shards = _shards(path, source) if path.name == INDEX else ()
@@ -484,7 +503,10 @@ def _download(source: str, repo: str, file: str) -> Path:
 
 
 def _only_weights(source: str, files: Iterable[str]) -> str:
-    """The one weight file of a folder or repository that ``read_weights`` takes."""
+    """The one file of a folder or repository that ``read_weights`` takes."""
+    files = list(files)
+    if PIPELINE in files:
+        return PIPELINE
     found = [file for file in sorted(files) if file.endswith(SUFFIXES) or file == INDEX]
     alike = [[file for file in found if file.endswith(suffix)] for suffix in SUFFIXES]
     choice = next((c for c in ([WEIGHTS], [INDEX], *alike) if c and c[0] in found), [])
@@ -570,6 +592,23 @@ class _OtherNetwork(UserError):
     """The tensors are not those of the network that was asked for."""
 
 
+def _assembled(
+    path: Path, source: str, metadata: Mapping[str, str] | None
+) -> tuple[str, dict[str, Tensor], list[str]]:
+    """What ``_recognised`` gives, of a pipeline of diffusers."""
+    if metadata is None:
+        raise UserError(
+            f"{source}: expected a pipeline of diffusers that predicts depth, such as Marigold, "
+            f"found another in {PIPELINE}; take another one"
+        )
+    try:
+        return (metadata["network"], *network_class(metadata["network"]).assembled(path.parent))
+    except UserError:
+        raise
+    except Exception as error:  # Of damaged components the libraries raise almost anything.
+        raise UserError(_unreadable(source, error)) from error
+
+
 def _recognised(
     tensors: dict[str, Tensor],
     metadata: Mapping[str, str] | None,
@@ -640,6 +679,7 @@ def describe(model: DepthNetwork, extra: Mapping[str, str] | None = None) -> dic
         "kind": model.kind,
         "units": model.units,
         "version": flatdepth.__version__,
+        **model.said(),
     }
     if model.kind == "metric" and model.bounded:
         described["max_depth_m"] = str(model.max_depth_m)

@@ -116,6 +116,7 @@ class DepthAnythingV2(DepthNetwork):
     probed = True
     sizes = ENCODERS
     stem = ("cls_token", "pos_embed", "patch_embed.")
+    adapted = r"pretrained\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))"
 
     @staticmethod
     def parts(spec: EncoderSpec, encoder: bool, head: bool) -> tuple[nn.Module, nn.Module]:

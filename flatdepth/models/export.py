@@ -1,5 +1,5 @@
-"""Weights for others: official ``.pth``, ``.safetensors`` or a folder, as transformers or the
-original code loads it.
+"""Weights for others: ``.pth``, ``.safetensors`` or a folder that transformers, diffusers or the
+original code loads.
 
 Beside the weights stands a model card. What was written is read again and has to predict the same.
 """
@@ -55,9 +55,9 @@ def export_weights(
     ``NAME.pth`` becomes the flat official state dict with its metadata in ``NAME.json``,
     ``NAME.safetensors`` the same with the metadata in its header, both with the card ``NAME.md``;
     any other name a folder with ``config.json``, ``model.safetensors`` and the card ``README.md``
-    as the original code reads it where it reads folders (``hub_config``), else, with
-    ``preprocessor_config.json``, as transformers does. Files are written under temporary names and
-    renamed; missing parent folders are made.
+    as the original code reads it where it reads folders (``hub_config``), else what the network's
+    own ``layout`` takes, else, with ``preprocessor_config.json``, as transformers does. Files are
+    written under temporary names and renamed; missing parent folders are made.
 
     Args:
         model: what to write; float32 whatever it was read from.
@@ -68,7 +68,7 @@ def export_weights(
 
     Returns:
         The largest difference between the predictions of the model and of its copy for a rendered
-        room; 0 unless a file system lies.
+        room; 0 unless a file system lies (and rounding in layouts that compute a part anew).
 
     Raises:
         UserError: something would be overwritten, the name ends like a format that is not written,
@@ -91,13 +91,17 @@ def export_weights(
     if target.suffix in (".pth", ".safetensors"):
         card = model_card(target.stem, metadata, run=record, layout="files")
         _write_files(_file_writers(target, state, metadata, card))
+    elif model.layout is not None:
+        card = model_card(target.name, metadata, run=record, layout=model.layout)
+        _write_folder(target, lambda folder: _write_own_layout(model, folder, card))
     else:
         layout: Layout = "transformers" if model.hub_config() is None else "hub"
         card = model_card(target.name, metadata, run=record, layout=layout)
         size = (IMAGE_SIZE, IMAGE_SIZE)
         if record is not None:
             size = (int(record.config["data"]["height"]), int(record.config["data"]["width"]))
-        _write_folder(target, _folder_writers(model, state, metadata, card, size))
+        writers = _folder_writers(model, state, metadata, card, size)
+        _write_folder(target, lambda folder: _write_inside(folder, writers))
     copy, _ = open_model(str(target))
     return largest_difference(model, copy)
 
@@ -164,13 +168,22 @@ def _write_files(writers: Writers) -> None:
     write_together(writers)
 
 
-def _write_folder(folder: Path, writers: Writers) -> None:
+def _write_inside(folder: Path, writers: Writers) -> None:
+    write_together({folder / name: write for name, write in writers.items()})
+
+
+def _write_own_layout(model: DepthNetwork, folder: Path, card: str) -> None:
+    model.write_layout(folder)
+    (folder / "README.md").write_text(card, "utf-8")
+
+
+def _write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     if folder.exists():
         raise UserError(f"{folder} would be overwritten; choose another name")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        write_together({temporary / name: write for name, write in writers.items()})
+        fill(temporary)
         temporary.rename(folder)
         sync_folder(folder.parent)
     finally:

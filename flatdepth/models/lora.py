@@ -11,14 +11,11 @@ from torch import Tensor
 from flatdepth.errors import import_extra
 from flatdepth.models.network import DepthNetwork
 
-TARGETS = r"pretrained\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|w12|w3))"
-"""The linear layers that get adapters: all of every transformer block."""
-
 _NAME = "default"
 
 
 def add_lora(model: DepthNetwork, *, rank: int, alpha: float) -> None:
-    """Put adapters on the encoder's linear layers; of the encoder, only they train from now on.
+    """Put adapters on the encoder's linear layers (``adapted``); of it only they train from now on.
 
     The head trains if it did before.
 
@@ -33,7 +30,9 @@ def add_lora(model: DepthNetwork, *, rank: int, alpha: float) -> None:
     head = [
         p for name, p in model.named_parameters() if p.requires_grad and not model.is_encoder(name)
     ]
-    settings = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS)
+    settings = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=model.adapted
+    )
     peft.inject_adapter_in_model(settings, model, adapter_name=_NAME)
     for parameter in head:  # peft has frozen all that is no adapter
         parameter.requires_grad_(True)

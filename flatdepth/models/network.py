@@ -5,6 +5,8 @@ normalised and which of its parameters are its encoder; the rest of flatdepth as
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -40,6 +42,21 @@ UNUSED = (
 DEFAULT_SIDE = 518
 CANONICAL_FOCAL_PX = 300.0
 """Focal length at which networks that need one predict metres (Depth Anything 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """What a network's own loss is told of a micro-batch.
+
+    Attributes:
+        depth_m: (b, 1, h, w) planar z in metres.
+        weight: (b, 1, h, w) of every pixel, 0 where there is no truth.
+        seeds: per image an integer that all its random numbers follow from.
+    """
+
+    depth_m: Tensor
+    weight: Tensor
+    seeds: tuple[int, ...]
 
 
 class DepthNetwork(nn.Module):
@@ -78,7 +95,7 @@ class DepthNetwork(nn.Module):
     encoder_prefix: str = "pretrained."
     """What the names of the encoder's parameters begin with; all others are the head's."""
     head_prefix: ClassVar[tuple[str, ...]] = ("depth_head.",)
-    """What the names of the head's begin with."""
+    """What the names of the head's begin with; empty where there is none to train anew."""
     block_prefix: str = "blocks."
     """Then that of its blocks, before their number."""
     stem: tuple[str, ...]
@@ -89,6 +106,10 @@ class DepthNetwork(nn.Module):
     """Parameters that no forward pass reads, or that never train."""
     output_bias: ClassVar[str] = "depth_head.scratch.output_conv2.2.bias"
     """The bias of the logits."""
+    adapted: ClassVar[str] = ""
+    """Regular expression for the names of the encoder's linear layers that take adapters."""
+    layout: ClassVar[Literal["diffusers"] | None] = None
+    """The library whose folders ``write_layout`` writes, if any."""
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
     trained_px: tuple[int, int] | None = None
@@ -140,6 +161,12 @@ class DepthNetwork(nn.Module):
         )
 
     @property
+    def block_prefixes(self) -> tuple[str, ...]:
+        """What the names of each block's parameters begin with."""
+        start = self.encoder_prefix + self.block_prefix
+        return tuple(f"{start}{index}." for index in range(len(self.blocks)))
+
+    @property
     def multiple(self) -> int:
         """Both sides of an image are multiples of it."""
         return NETWORKS[self.name].multiple
@@ -153,6 +180,7 @@ class DepthNetwork(nn.Module):
         """A network of the same kind and size with weights of its own."""
         other = type(self)(self.encoder, kind=self.kind, max_depth_m=self.max_depth_m)
         other.trained_px = self.trained_px
+        other.adopt(self.said())
         return other
 
     @property
@@ -169,16 +197,19 @@ class DepthNetwork(nn.Module):
         self,
         image: Float[Tensor, "b 3 h w"],
         focal_px: Float[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b 1 h w"]:
+        truth: Supervision | None = None,
+    ) -> Float[Tensor, "b 1 h w"] | Float[Tensor, " b"]:
         """Predict one value per pixel, at the pixels' own centres.
 
         Args:
             image: sRGB in 0..1, h and w multiples of ``multiple``; normalisation happens here.
             focal_px: focal lengths in pixels of ``image``; only where ``needs_focal``.
+            truth: asks for the network's own loss in place of a prediction. It is an argument, so
+                that the call goes through whatever wraps the module.
 
         Returns:
             float32 whatever autocast does: metres above 0, inverse depth >= 0, or depth up to scale
-            and shift.
+            and shift; with ``truth`` the loss of every image, as of ``training.losses``.
 
         Raises:
             ValueError: h or w is not a positive multiple, or there is no focal length that is
@@ -189,9 +220,11 @@ class DepthNetwork(nn.Module):
             raise ValueError(
                 f"image is {height}x{width}; both sides must be multiples of {self.multiple}"
             )
+        normalised = (image.float() - self.image_mean) / self.image_std
+        if truth is not None:
+            return self.own_loss(normalised, truth)
         # In half precision a sigmoid is exactly 0 below a logit of -18, and its logarithm -inf.
-        logits = self.logits((image.float() - self.image_mean) / self.image_std).float()
-        depth = self.decode(logits)
+        depth = self.decode(self.logits(normalised).float())
         if not self.needs_focal:
             return depth
         if focal_px is None:
@@ -211,6 +244,32 @@ class DepthNetwork(nn.Module):
         """What the head says of a normalised image, before ``decode`` makes depth of it."""
         raise NotImplementedError
 
+    def own_loss(self, image: Float[Tensor, "b 3 h w"], truth: Supervision) -> Float[Tensor, " b"]:
+        """The network's own loss of every normalised image, named in ``config.NETWORKS``."""
+        raise NotImplementedError
+
+    def said(self) -> dict[str, str]:
+        """What a file has to say of the network besides size, kind and tensors, for ``adopt``."""
+        return {}
+
+    def adopt(self, said: Mapping[str, str]) -> None:
+        """Take over what a file says of itself, as ``said`` gives it; what it leaves out stays.
+
+        Raises:
+            UserError: it says what cannot be; the network is unchanged then.
+        """
+
+    def begin_training(self, own_loss: bool) -> None:
+        """Told before a training whether it is by the network's own loss; changes no weight."""
+
+    def write_layout(self, folder: Path) -> None:
+        """Write the weights into a new folder as the library ``layout`` reads them.
+
+        Raises:
+            UserError: the library cannot express the network.
+        """
+        raise NotImplementedError
+
     @classmethod
     def named(cls, stem: str) -> Mapping[str, str] | None:
         """What the name of a file, without suffix, says where it is one of the published files'.
@@ -222,9 +281,18 @@ class DepthNetwork(nn.Module):
     def configured(cls, config: Mapping[str, object], source: str) -> Mapping[str, str] | None:
         """The same as a ``config.json`` beside the weights says it; None for another network's.
 
+        Args:
+            config: the content; of a pipeline of diffusers that of its ``model_index.json``.
+            source: the file it describes; of a pipeline ``model_index.json`` itself.
+
         Raises:
             UserError: it is, but says what cannot be.
         """
+
+    @classmethod
+    def assembled(cls, folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+        """What ``renamed`` gives, of the folder of a pipeline that ``configured`` knows."""
+        raise NotImplementedError
 
     @classmethod
     def renamed(cls, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
@@ -284,8 +352,8 @@ def freeze(
         )
     first: tuple[str, ...] = ()
     if first_blocks:
-        blocks = tuple(f"{model.block_prefix}{index}." for index in range(first_blocks))
-        first = tuple(model.encoder_prefix + name for name in model.stem + blocks)
+        stem = tuple(model.encoder_prefix + name for name in model.stem)
+        first = stem + model.block_prefixes[:first_blocks]
     for name, parameter in model.named_parameters():
         part = "encoder" if model.is_encoder(name) else "head"
         frozen = part == what or name.startswith((*first, *model.unused))

@@ -14,6 +14,7 @@ CLASSES = {
     "resnet50": ("resnet", "ResNetDepth"),
     "dpt": ("dpt", "DPT"),
     "zoedepth": ("zoedepth", "ZoeDepth"),
+    "marigold": ("marigold", "Marigold"),
     "depth_anything_v2_port": ("depth_anything_port", "DepthAnythingV2Port"),
 }
 """Name -> module in ``flatdepth.models`` and class; imported only when asked for, because some need

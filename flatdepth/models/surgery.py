@@ -39,6 +39,12 @@ _GROUPS = (
     (re.compile(r"port\.neck\.fusion_stage\.layers\.(\d)\."), "head fusion {}"),
     (re.compile(r"port\."), "head output"),
     (re.compile(r"depth_head\.scratch\.sky_"), "head sky"),
+    (re.compile(r"unet\.(?:conv_in|time_embedding)\."), "UNet, input and time"),
+    (re.compile(r"unet\.down_blocks\.(\d+)\."), "UNet, down {}"),
+    (re.compile(r"unet\.mid_block\."), "UNet, middle"),
+    (re.compile(r"unet\.up_blocks\.(\d+)\."), "UNet, up {}"),
+    (re.compile(r"unet\.conv_(?:norm_)?out\."), "UNet, output"),
+    (re.compile(r"vae\."), "VAE"),
 )
 """Groups in the order of the data flow; refinenet4 comes before refinenet1."""
 
@@ -273,6 +279,7 @@ def info(weights: WeightFile) -> str:
     source = {
         "flatdepth": "its metadata",
         "transformers": "its config.json",
+        "diffusers": "its model_index.json",
         "official": "its official name",
     }.get(said.get("format", ""))
     size = weights.size

@@ -42,7 +42,7 @@ from flatdepth.training.launch import (
     placement,
     share_out,
 )
-from flatdepth.training.losses import depth_loss
+from flatdepth.training.losses import depth_loss, own_arguments
 from flatdepth.training.memory import expect_room, out_of_memory_advised
 from flatdepth.training.optim import make_optimizer
 from flatdepth.training.runlog import RunLog
@@ -180,9 +180,11 @@ def _train(
                 keys += [sample.frame.key for sample in samples]
                 with accelerator.accumulate(wrapped):
                     batch = make_training_batch(samples, config, accelerator.device)
-                    with autocast(accelerator):
-                        prediction = wrapped(batch.image, batch.focal_px)
                     weight = loss_weight(batch, config.loss)
+                    seeds = [sample.loss_seed for sample in samples]
+                    own = own_arguments(config.loss, batch.depth_m, weight, seeds)
+                    with autocast(accelerator):
+                        prediction = wrapped(batch.image, batch.focal_px, *own)
                     losses = depth_loss(model.kind, prediction, batch.depth_m, weight, config.loss)
                     accelerator.backward(losses.mean())
                     has_truth = (weight > 0).flatten(1).any(1)
@@ -241,6 +243,7 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthNetwork:
     model.trained_px = (config.data.height, config.data.width)
     if chosen.checkpoint is not None:
         accelerator.print(load_weights(model, chosen.checkpoint, head=chosen.head))
+    model.begin_training(config.loss.is_own)
     freeze(model, chosen.freeze, chosen.frozen_blocks)
     if chosen.lora_rank:
         add_lora(model, rank=chosen.lora_rank, alpha=chosen.lora_alpha)

@@ -17,7 +17,7 @@ stays float64 for the sake of tests.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from flatdepth.config import LOSSES as COMPARES
 from flatdepth.config import LossConfig
-from flatdepth.models.network import Kind
+from flatdepth.models.network import Kind, Supervision
 
 # A truth whose inverse depth deviates from its median by less than this share on average holds no
 # shape, only the rounding of its source (float16 depth codes: up to 4.9e-4).
@@ -45,9 +45,28 @@ EQUAL_RATIO = 0.03
 MIN_M = 1e-3
 
 
+def own_arguments(
+    config: LossConfig,
+    truth_m: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "b 1 h w"],
+    seeds: Sequence[int],
+) -> tuple[Supervision, ...]:
+    """What the network is called with after image and focal length, for ``depth_loss``.
+
+    Nothing, unless the configured loss is the network's own, which makes it within its forward
+    pass: whatever wraps the network has to see the call.
+
+    Args:
+        seeds: per image, of what the loss draws.
+    """
+    if not config.is_own:
+        return ()
+    return (Supervision(truth_m, weight, tuple(seeds)),)
+
+
 def depth_loss(
     kind: Kind,
-    pred: Float[Tensor, "b 1 h w"],
+    pred: Float[Tensor, "b 1 h w"] | Float[Tensor, " b"],
     truth_m: Float[Tensor, "b 1 h w"],
     weight: Float[Tensor, "b 1 h w"],
     config: LossConfig | None = None,
@@ -59,12 +78,16 @@ def depth_loss(
             they take the inverse of a metric prediction; only of an ``affine`` model, which cannot
             be inverted, they compare depth itself. The losses in log depth need a metric one
             (``TrainConfig`` sees to it).
-        pred: prediction in the units of ``kind``.
+        pred: prediction in the units of ``kind``; the losses themselves where they are the
+            network's own.
         truth_m: planar z in metres.
         weight: pixel weights, 0 where there is no truth.
         config: the terms and their factors; the defaults if None.
     """
     config = config or LossConfig()
+    if config.is_own:
+        (factor,) = config.terms.values()
+        return factor * pred
     terms = config.terms or {"silog" if kind == "metric" else "affine": 1.0}
     total = torch.zeros(len(pred), dtype=_wide(pred).dtype, device=pred.device)
     for name, factor in terms.items():

@@ -43,7 +43,7 @@ from flatdepth.models.network import (
 )
 from flatdepth.models.networks import make_network
 from flatdepth.training.ema import Ema
-from flatdepth.training.losses import depth_loss
+from flatdepth.training.losses import depth_loss, own_arguments
 from flatdepth.training.optim import make_optimizer
 
 GIB = 2**30
@@ -170,7 +170,7 @@ def _blocks(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-WIDE = ("interpolate", "group_norm")
+WIDE = ("interpolate", "group_norm", "layer_norm")
 """Functions of the networks that autocast computes in float32 on CUDA and not on the CPU."""
 
 
@@ -262,10 +262,11 @@ def count_flops(config: TrainConfig) -> float:
     counter = FlopCounterMode(display=False)
     with FakeTensorMode():
         _materialise(model)
-        image = torch.empty(1, 3, config.data.height, config.data.width)
+        image, truth_m, weight = _empty_batch(config, torch.device("cpu"), images=1)
+        own = own_arguments(config.loss, truth_m, weight, [0])
         # A pass of its own: the counter keeps tensors alive that would be free without it.
         with counter:
-            model(image, nominal_focal(image)).sum().backward()
+            model(image, nominal_focal(image), *own).sum().backward()
     return float(counter.get_total_flops())
 
 
@@ -628,9 +629,10 @@ def take_step(
     total = torch.zeros(())
     for _ in range(micro_steps):
         image, truth_m, weight = next_batch()
+        own = own_arguments(config.loss, truth_m, weight, range(len(image)))
         enter("forward")
         with _autocast(config, image.device):
-            prediction = model(image, nominal_focal(image))
+            prediction = model(image, nominal_focal(image), *own)
         enter("loss")
         losses = depth_loss(model.kind, prediction, truth_m, weight, config.loss)
         loss = losses.mean() / micro_steps

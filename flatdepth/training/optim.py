@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from flatdepth.config import OptimConfig
-from flatdepth.errors import import_extra
+from flatdepth.errors import UserError, import_extra
 from flatdepth.models.network import DepthNetwork, parameter_groups
 
 
@@ -25,9 +25,15 @@ def make_optimizer(
         device: where the parameters are, or will be when the optimiser first steps.
 
     Raises:
-        UserError: ``adamw8bit`` is asked for and the package bitsandbytes is missing.
+        UserError: ``adamw8bit`` is asked for and the package bitsandbytes is missing, or nothing
+            is left to train.
     """
     groups = parameter_groups(model, config.lr, config.head_lr_factor, config.weight_decay)
+    if not groups:
+        raise UserError(
+            f"model.freeze and model.frozen_blocks leave nothing of {model.name} to train; freeze "
+            "less"
+        )
     if config.kind == "adamw8bit":
         bitsandbytes = import_extra("bitsandbytes", "optim.kind: adamw8bit", "8bit")
         optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups)
