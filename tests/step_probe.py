@@ -31,6 +31,7 @@ class Network(nn.Module):
     """Depth from an image by two convolutions, in float64."""
 
     kind = "metric"
+    multiple = 14
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class Network(nn.Module):
         self.depth_head = nn.Conv2d(8, 1, 5, padding=2)
         self.double()
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, _focal_px: Tensor | None = None) -> Tensor:
         return 20 * self.depth_head(self.pretrained(image.double()).tanh()).sigmoid()
 
 

@@ -140,6 +140,7 @@ def test_the_decoder_is_five_transposed_convolutions() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
 def test_no_pixel_of_a_transposed_convolution_stands_out() -> None:
     """Of equal input and equal weights all pixels inside are equal: no chessboard."""
     decoder = Decoder(32, (32, 32, 32, 32))

@@ -33,7 +33,8 @@ from flatdepth.data.pack import pack
 from flatdepth.data.readers.rooms import RoomsReader
 from flatdepth.data.shards import sign
 from flatdepth.errors import UserError
-from flatdepth.judge.validation import align_inverse_depth, evaluate
+from flatdepth.judge.protocol import align_inverse_depth
+from flatdepth.judge.validation import evaluate
 from flatdepth.models.checkpoint import load_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.show.run_page import write_report
