@@ -21,20 +21,21 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 import flatdepth.training.loop as loop
 from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.errors import UserError
+from flatdepth.models.network import DepthNetwork
 from flatdepth.training import runlog
 from flatdepth.training.launch import use_autocast_alone
 from flatdepth.training.state import Progress
 from flatdepth.types import Batch
 
 
-class Network(nn.Module):
+class Network(DepthNetwork):
     """Depth from an image by two convolutions, in float64."""
 
-    kind = "metric"
     multiple = 14
 
     def __init__(self) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
+        self.kind = "metric"
         self.pretrained = nn.Conv2d(3, 8, 5, padding=2)
         self.depth_head = nn.Conv2d(8, 1, 5, padding=2)
         self.double()

@@ -681,7 +681,7 @@ def describe(model: DepthNetwork, extra: Mapping[str, str] | None = None) -> dic
         "version": flatdepth.__version__,
         **model.said(),
     }
-    if model.kind == "metric" and model.bounded:
+    if model.kind == "metric" and type(model).bounded:
         described["max_depth_m"] = str(model.max_depth_m)
     if model.trained_px:
         described["input_px"] = " x ".join(map(str, model.trained_px))
