@@ -257,6 +257,21 @@ def test_the_command_writes_page_sheets_and_figures(
     assert not (tmp_path / "two").exists()
 
 
+def test_an_assumed_focal_length_is_said_where_metres_hang_on_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+    arguments = ["--model=da3_metric=random", "--model=da3_mono=random", "--size=56"]
+    arguments += ["--input", str(tmp_path / "photo.png")]
+    main([*arguments, f"--out={tmp_path / 'assumed'}"])
+    warned = capsys.readouterr().err
+    guess = "focal length assumed for 1 of 1 pictures (--fov says it)"
+    assert warned.count(guess) == 1 and f"warning: da3_metric: {guess}" in warned
+    assert guess in (tmp_path / "assumed" / "compare.html").read_text()
+    main([*arguments, f"--out={tmp_path / 'said'}", "--fov=70"])
+    assert "assumed" not in capsys.readouterr().err
+
+
 def test_the_network_itself_is_what_the_page_shows(tmp_path: Path) -> None:
     """The command's depth against the network called by hand, at the size of a frame's input."""
     main([f"--model=mine={VITT}", "--size=56", "--write=npy", f"--out={tmp_path}"])

@@ -53,8 +53,9 @@ _DAV2 = SystemFacts(
     network="depth_anything_v2",
     kind="relative",
     preprocessing="depth_anything_v2",
-    licence="Apache-2.0 (Small), CC-BY-NC-4.0 (larger)",
+    licence="Apache-2.0",
 )
+_UNSTATED = "not stated; its base is Apache-2.0"
 _HUB = "depth-anything/Depth-Anything-V2"
 _DA3 = SystemFacts(
     network="depth_anything_3",
@@ -63,18 +64,25 @@ _DA3 = SystemFacts(
     licence="Apache-2.0",
 )
 _DPT = SystemFacts(network="dpt", kind="relative", preprocessing="dpt", licence="MIT")
+_CARD = "see its card"
 _MARIGOLD = SystemFacts(
     network="marigold", kind="affine", preprocessing="marigold", licence="RAIL++-M"
 )
 
 SYSTEMS: Mapping[str, SystemFacts] = {
     "depth_anything_v2": replace(_DAV2, weights=f"{_HUB}-Small-hf"),
-    "depth_anything_v2_large": replace(_DAV2, weights=f"{_HUB}-Large-hf"),
+    "depth_anything_v2_large": replace(_DAV2, weights=f"{_HUB}-Large-hf", licence="CC-BY-NC-4.0"),
     "depth_anything_v2_indoor": replace(
-        _DAV2, kind="metric", weights=f"{_HUB}-Metric-Indoor-Small-hf"
+        _DAV2,
+        kind="metric",
+        weights=f"{_HUB}-Metric-Indoor-Small-hf",
+        licence=_UNSTATED,
     ),
     "depth_anything_v2_outdoor": replace(
-        _DAV2, kind="metric", weights=f"{_HUB}-Metric-Outdoor-Small-hf"
+        _DAV2,
+        kind="metric",
+        weights=f"{_HUB}-Metric-Outdoor-Small-hf",
+        licence=_UNSTATED,
     ),
     "depth_anything_v2_port": replace(
         _DAV2,
@@ -96,8 +104,8 @@ SYSTEMS: Mapping[str, SystemFacts] = {
     "midas_v21_small": SystemFacts(
         network="midas_v21", kind="relative", preprocessing="midas_v21_small", licence="MIT"
     ),
-    "dpt_large": replace(_DPT, weights="Intel/dpt-large", preprocessing="dpt_hf"),
-    "dpt_hybrid": replace(_DPT, weights="Intel/dpt-hybrid-midas", preprocessing="dpt_hf"),
+    "dpt_large": replace(_DPT, weights="Intel/dpt-large", licence=_CARD),
+    "dpt_hybrid": replace(_DPT, weights="Intel/dpt-hybrid-midas", licence=_CARD),
     "dpt_beit_large_512": replace(_DPT, weights="Intel/dpt-beit-large-512", size=512),
     "dpt_beit_large_384": replace(_DPT, weights="Intel/dpt-beit-large-384"),
     "dpt_swin2_large_384": replace(
@@ -115,7 +123,10 @@ SYSTEMS: Mapping[str, SystemFacts] = {
     ),
     "marigold": replace(_MARIGOLD, weights="prs-eth/marigold-depth-v1-1"),
     "marigold_e2e": replace(
-        _MARIGOLD, weights="GonzaloMG/marigold-e2e-ft-depth", note="one step, no noise"
+        _MARIGOLD,
+        weights="GonzaloMG/marigold-e2e-ft-depth",
+        licence="not stated",
+        note="one step, no noise",
     ),
     "resnet50": SystemFacts(
         network="resnet50", kind="metric", preprocessing="resnet50", licence="of its training"

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +57,11 @@ class Picture:
     truth_m: Float32[np.ndarray, "h w"] | None = None
     region: UInt8[np.ndarray, "h w"] | None = None
     K_px: Float64[np.ndarray, "3 3"] | None = None
+
+    @property
+    def focal_is_assumed(self) -> bool:
+        """Whether nobody said its camera."""
+        return self.K_px is None
 
     @property
     def file_name(self) -> str:
@@ -171,6 +176,13 @@ def compare(
             maps.append(predict_with(system, picture.image, picture.focal_px, settings))
             progress(number * len(pictures) + len(maps), len(models) * len(pictures))
         predictions.append(maps)
+        assumed = sum(picture.focal_is_assumed for picture in pictures)
+        if system.network is not None and system.network.needs_focal and assumed:
+            guess = (
+                f"focal length assumed for {assumed} of {len(pictures)} pictures (--fov says it)"
+            )
+            print(f"warning: {system.label}: {guess}", file=sys.stderr)
+            system = replace(system, note="; ".join(filter(None, (system.note, guess))))
         opened.append(system.without_network())
         del system
         gc.collect()
