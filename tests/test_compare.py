@@ -102,6 +102,12 @@ def test_ours_are_seen_as_in_training_and_others_as_their_authors_do() -> None:
     assert official.untrained and official.kind == "relative"
     smaller = open_system(f"mine={VITT}", Settings(size=56), CPU)
     assert smaller.preprocessing.size == (56, 56)
+    for name, taken in (("depth_anything_v2", 126), ("midas_v21_small", 128), ("resnet50", 128)):
+        assert (
+            min(open_system(f"{name}=random", Settings(size=128), CPU).preprocessing.size) == taken
+        )
+    with pytest.raises(UserError, match="--size: expected 8 to"):
+        Settings(size=0)
     again = open_system("depth_anything_v2=random:vitt", Settings(), CPU)
     assert official.network is not None and again.network is not None
     for one, other in zip(official.network.parameters(), again.network.parameters(), strict=True):

@@ -93,7 +93,7 @@ def parser() -> Parser:
         metavar="LIST",
         help="what to write besides: npy, ply (default: nothing)",
     )
-    add("--size", type=int, help="shorter side of all inputs in px (default: each system's own)")
+    add("--size", type=int, help="shorter side of all inputs, about, in px (default: their own)")
     add("--tiles", action="store_true", help="full resolution from tiles of the input's size")
     add("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
     camera = result.add_argument_group("camera of images without EXIF").add_argument

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
-from flatdepth.config import MAX_DEPTH_M, NETWORKS
+from flatdepth.config import LEAST_SIDE, MAX_DEPTH_M, MOST_SIDE, NETWORKS, nearest_multiple
 from flatdepth.errors import UserError, expect_within
 from flatdepth.judge.protocol import align, describe_alignment, own_alignment
 from flatdepth.models.checkpoint import open_model
@@ -147,7 +147,8 @@ class Settings:
     """How systems predict.
 
     Attributes:
-        size: shorter side of the networks' input; None: each one's own.
+        size: shorter side of the networks' input, of which each takes its nearest multiple; None:
+            each one's own.
         tiles: refine with tiles at the picture's own resolution (``predict_tiled``).
         steps, ensemble, seed: of diffusion; steps None: as the weights say.
     """
@@ -159,6 +160,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.size is not None:
+            expect_within("--size", self.size, LEAST_SIDE, MOST_SIDE)
         expect_within("--steps", 1 if self.steps is None else self.steps, 1, 1000)
         expect_within("--ensemble", self.ensemble, 1, 100)
         expect_within("--seed", self.seed, 0, 2**63 - 1)
@@ -256,9 +259,10 @@ def _preprocessing(
     """That of the system; what flatdepth trained sees pictures as in its training."""
     if facts is None:
         facts = next((f for f in SYSTEMS.values() if f.network == network.name), None)
+    size = None if settings.size is None else nearest_multiple(settings.size, network.multiple)
     if ours or facts is None:
-        return preprocessing("ours", settings.size or network.side, network.multiple)
-    return preprocessing(facts.preprocessing, settings.size or facts.size)
+        return preprocessing("ours", size or network.side, network.multiple)
+    return preprocessing(facts.preprocessing, size or facts.size)
 
 
 @torch.inference_mode()
