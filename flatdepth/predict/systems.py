@@ -177,7 +177,8 @@ class OpenedSystem:
         kind: what it predicts.
         preprocessing: of its input.
         weights: where they come from, in words.
-        licence, note: in words, or "".
+        licence: in words.
+        note: in words, or "".
         untrained: whether the weights are random.
     """
 
@@ -236,7 +237,7 @@ def open_system(given: str, settings: Settings, device: torch.device) -> OpenedS
         kind=network.kind,
         preprocessing=way,
         weights="none: random" if untrained else source,
-        licence=facts.licence if facts and not weights else "",
+        licence=facts.licence if facts and not weights else "that of these weights",
         note=facts.note if facts else "",
         untrained=untrained,
     )
