@@ -96,6 +96,19 @@ def number(low: float, high: float) -> Callable[[str], Any]:
     return parse
 
 
+def names(*known: str) -> Callable[[str], list[str]]:
+    """The type of an option that is a list of some of these, with commas."""
+
+    def parse(text: str) -> list[str]:
+        given = [name.strip() for name in text.split(",")]
+        if unknown := [name for name in given if name not in known]:
+            expected = f"expected some of {', '.join(known)}"
+            raise argparse.ArgumentTypeError(f"{expected}, got {unknown[0]!r}")
+        return given
+
+    return parse
+
+
 def free_memory() -> int:
     """Bytes that this process can still have: of the machine, its control group, its ulimit -v."""
     own = psutil.Process()

@@ -653,6 +653,8 @@ def test_cards_say_what_is_predicted(kind: Kind) -> None:
     assert f"it predicts {'' if kind == 'metric' else 'planar depth, '}{words[kind]}" in card
     assert ("model(image, focal_px)" in card) == (kind == "metric")
     assert "DA3METRIC-LARGE weights are Apache-2.0" in card
+    in_folder = model_card("mirrors", said, run=None, layout="hub")
+    assert "library_name: flatdepth" in card and "library_name: flatdepth" in in_folder
 
 
 def test_the_checkpoint_tool_takes_its_files(

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flatdepth.augment.rng import Draws
 from flatdepth.bench import crash
@@ -36,6 +36,7 @@ from flatdepth.training.losses import depth_loss, own_arguments
 from flatdepth.training.optim import make_optimizer
 from tests import step_probe
 from tests.conftest import REPOSITORY, TinySets
+from tests.test_memory import module_types
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -680,32 +681,15 @@ def test_noise_does_not_depend_on_how_a_step_is_split(tiny_sets: TinySets, tmp_p
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("own", [False, True], ids=["pixels", "latents"])
 def test_simulated_types_are_those_of_cuda(dtype: torch.dtype, own: bool) -> None:
-    def types(device: str) -> list[tuple[str, list[torch.dtype]]]:
-        with torch.device("meta"):
-            model = Marigold("tiny", kind="affine")
-        seen: list[tuple[str, list[torch.dtype]]] = []
-        with FakeTensorMode(), torch.device(device), torch.no_grad():
-            memory._materialise(model)
-            for name, module in model.named_modules():
-                module.register_forward_hook(
-                    lambda _, inputs, output, name=name: seen.append(
-                        (name, [t.dtype for t in (*inputs, output) if isinstance(t, Tensor)])
-                    )
-                )
-            torch.set_autocast_enabled(device, True)  # torch.autocast refuses without a GPU
-            torch.set_autocast_dtype(device, dtype)
-            try:
-                truth = torch.ones(1, 1, 64, 64)
-                given = (Supervision(truth, truth, (0,)),) if own else ()
-                model(torch.empty(1, 3, 64, 64), None, *given)
-            finally:
-                torch.set_autocast_enabled(device, False)
-                torch.clear_autocast_cache()
-        return seen
+    def given() -> tuple[object, ...]:
+        truth = torch.ones(1, 1, 64, 64)
+        supervision = (Supervision(truth, truth, (0,)),) if own else ()
+        return (torch.empty(1, 3, 64, 64), None, *supervision)
 
-    on_cuda = types("cuda")
+    make = partial(Marigold, "tiny", kind="affine")
+    on_cuda = module_types(make, given, "cuda", dtype)
     with memory.cuda_autocast():
-        simulated = types("cpu")
+        simulated = module_types(make, given, "cpu", dtype)
     assert len(on_cuda) > 100 and any(dtype in found for _, found in on_cuda)
     assert simulated == on_cuda
 

@@ -1,6 +1,7 @@
 """Simulated memory: against the CPU allocator, counted bytes and CUDA's types; its advice."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from flatdepth.cli import parse_config
-from flatdepth.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from flatdepth.config import (
+    NETWORKS,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from flatdepth.errors import UserError
 from flatdepth.models.depth_anything import ENCODERS
+from flatdepth.models.network import DepthNetwork
 from flatdepth.models.networks import make_network
 from flatdepth.training import memory
 from flatdepth.training.ema import Ema
@@ -175,11 +184,18 @@ def test_activations_are_what_autograd_saves(checkpointing: str) -> None:
 
 
 def module_types(
-    name: str, encoder: str, device: str, dtype: torch.dtype
+    make: Callable[[], DepthNetwork],
+    given: Callable[[], tuple[object, ...]],
+    device: str,
+    dtype: torch.dtype,
 ) -> list[tuple[str, list[torch.dtype]]]:
-    """Types of inputs and outputs of every module, by the autocast rules of a device."""
+    """Types of inputs and outputs of every module, by the autocast rules of a device.
+
+    Args:
+        make, given: the network, and what it is called with.
+    """
     with torch.device("meta"):
-        model = make_network(name, encoder, kind="metric")
+        model = make()
     seen: list[tuple[str, list[torch.dtype]]] = []
     with FakeTensorMode(), torch.device(device), torch.no_grad():
         memory._materialise(model)
@@ -192,7 +208,7 @@ def module_types(
         torch.set_autocast_enabled(device, True)  # torch.autocast refuses without a GPU
         torch.set_autocast_dtype(device, dtype)
         try:
-            model(torch.empty(1, 3, 2 * model.multiple, 3 * model.multiple))
+            model(*given())
         finally:
             torch.set_autocast_enabled(device, False)
             torch.clear_autocast_cache()
@@ -212,9 +228,17 @@ def module_types(
 )
 def test_simulated_types_are_those_of_cuda(name: str, encoder: str, dtype: torch.dtype) -> None:
     """Fake CUDA tensors go through CUDA's own autocast rules, GPU or not."""
-    on_cuda = module_types(name, encoder, "cuda", dtype)
+    multiple = NETWORKS[name].multiple
+
+    def make() -> DepthNetwork:
+        return make_network(name, encoder, kind="metric")
+
+    def given() -> tuple[object, ...]:
+        return (torch.empty(1, 3, 2 * multiple, 3 * multiple),)
+
+    on_cuda = module_types(make, given, "cuda", dtype)
     with cuda_autocast():
-        simulated = module_types(name, encoder, "cpu", dtype)
+        simulated = module_types(make, given, "cpu", dtype)
     assert len(on_cuda) > 50 and any(dtype in types for _, types in on_cuda)
     assert simulated == on_cuda
 

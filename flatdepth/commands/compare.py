@@ -21,21 +21,16 @@ Without --input: a room with mirrors, one with a painting, a street with a mural
 
 """
 
-import argparse
 from pathlib import Path
 
-from flatdepth.cli import Parser, as_called, called, number
+from flatdepth.cli import Parser, as_called, called, names, number
 from flatdepth.commands.predict import four_numbers
 from flatdepth.errors import UserError
-from flatdepth.models.precision import best_device
-
-EXTRAS = ("npy", "ply")
+from flatdepth.models.precision import chosen_device
 
 
 def main(argv: list[str]) -> None:
     chosen = parser().parse_args(argv)
-    import torch
-
     from flatdepth.data.progress import picture_progress
     from flatdepth.predict.predictor import PredictOptions
     from flatdepth.predict.systems import Settings
@@ -49,9 +44,7 @@ def main(argv: list[str]) -> None:
         seed=chosen.seed,
     )
     cameras = PredictOptions(intrinsics=chosen.intrinsics, fov_deg=chosen.fov)
-    device = torch.device(chosen.device) if chosen.device else best_device()
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no usable GPU; leave the option out")
+    device = chosen_device(chosen.device)
     out: Path = chosen.out
     pictures = read_pictures(chosen.input, out, most=chosen.images, cameras=cameras)
     for target in [] if chosen.overwrite else targets(pictures, out):
@@ -88,8 +81,8 @@ def parser() -> Parser:
     )
     add(
         "--write",
-        type=extras,
-        default="",
+        type=names("npy", "ply"),
+        default=[],
         metavar="LIST",
         help="what to write besides: npy, ply (default: nothing)",
     )
@@ -104,11 +97,3 @@ def parser() -> Parser:
     diffusion("--ensemble", type=int, default=1, help="predictions to take the median of")
     diffusion("--seed", type=int, default=0, help="of the noise (default: 0)")
     return result
-
-
-def extras(text: str) -> list[str]:
-    """The names in a list with commas."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in EXTRAS]:
-        raise argparse.ArgumentTypeError(f"expected some of npy, ply, got {unknown[0]!r}")
-    return names

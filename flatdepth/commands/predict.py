@@ -20,17 +20,14 @@ import sys
 import warnings
 from pathlib import Path
 
-from flatdepth.cli import Parser, as_called, called, number, plain_warning
+from flatdepth.cli import Parser, as_called, called, names, number, plain_warning
 from flatdepth.config import MAX_DEPTH_M
-from flatdepth.errors import UserError
-from flatdepth.models.precision import best_device
+from flatdepth.models.precision import chosen_device
 
 
 def main(argv: list[str]) -> int:
     warnings.formatwarning = plain_warning
     chosen = parser().parse_intermixed_args(argv)
-    import torch
-
     from flatdepth.models.checkpoint import open_model
     from flatdepth.predict.predictor import PredictOptions, plan_inputs, predict_files
 
@@ -49,9 +46,7 @@ def main(argv: list[str]) -> int:
         overwrite=chosen.overwrite,
         image_bits=chosen.image_bits,
     )
-    device = torch.device(chosen.device) if chosen.device else best_device()
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no usable GPU; leave the option out")
+    device = chosen_device(chosen.device)
     inputs = plan_inputs(chosen.inputs, chosen.out, options)
     model, report = open_model(chosen.checkpoint, kind=chosen.kind, max_depth_m=chosen.max_depth_m)
     print(report, file=sys.stderr)
@@ -76,7 +71,7 @@ def parser() -> Parser:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the outputs")
     add(
         "--write",
-        type=products,
+        type=names("depth", "npy", "colour", "side", "ply"),
         default="depth,colour,side",
         metavar="LIST",
         help="what to write: depth, npy, colour, side, ply (default: depth,colour,side)",
@@ -142,16 +137,6 @@ def parser() -> Parser:
         help="leave out points where depth jumps by more than this share (default: 0.05)",
     )
     return result
-
-
-def products(text: str) -> list[str]:
-    """The names in a list with commas."""
-    known = ("depth", "npy", "colour", "side", "ply")
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {unknown[0]!r}")
-    return names
 
 
 def four_numbers(text: str) -> tuple[float, float, float, float]:

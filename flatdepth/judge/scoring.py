@@ -544,7 +544,7 @@ def look(
         rows, columns = way.network_size(height, width)
         networks.append((rows, columns))
         resized = way.prepare(batch.image)
-        focal_px = batch.focal_px * (rows / height + columns / width) / 2
+        focal_px = batch.focal_px * way.focal_scale(height, width)
         try:
             prediction = way.restore(model(resized, focal_px), height, width)
         except RuntimeError as error:

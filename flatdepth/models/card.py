@@ -122,8 +122,8 @@ def model_card(
         layout: which way of loading it shows.
     """
     metadata = {**metadata, "network": network_of(metadata)}
-    identifier, licence = _licence(metadata, run)
     published = network_class(metadata["network"]).licence(metadata["encoder"])
+    identifier, licence = _licence(published, run)
     after = _evaluation(metadata, run)
     before = run.metrics["evaluations"][0] if run and after else None
     title = f"{run.config['name']}, {name}" if run and name in ("final", "best") else name
@@ -132,7 +132,7 @@ def model_card(
     header = ModelCardData(
         license=identifier,
         pipeline_tag="depth-estimation",
-        library_name="flatdepth" if layout == "files" else layout,
+        library_name=layout if layout in ("transformers", "diffusers") else "flatdepth",
         tags=[_architecture(metadata)[0], "monocular-depth", "flatdepth", metadata["kind"]],
         base_model="/".join(base.split("/")[:2]) if base.startswith(_OFFICIAL) else None,
         model_name=title if results else None,
@@ -241,10 +241,9 @@ def _number(evaluation: Mapping[str, Any], region: str, metric: str) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "–"
 
 
-def _licence(metadata: Mapping[str, str], run: RunRecord | None) -> tuple[str, str]:
+def _licence(published: tuple[str, str] | None, run: RunRecord | None) -> tuple[str, str]:
     """The licence's identifier on the hub, and why it is that one."""
     own_start = run is not None and run.config["model"]["checkpoint"] is None
-    published = network_class(metadata["network"]).licence(metadata["encoder"])
     if published is None or own_start:
         return "apache-2.0", "Not derived from official weights; Apache-2.0, as flatdepth."
     return published

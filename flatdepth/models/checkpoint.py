@@ -31,7 +31,7 @@ from torch import Tensor
 import flatdepth
 from flatdepth.config import MAX_DEPTH_M, NETWORKS
 from flatdepth.errors import UserError
-from flatdepth.models.depth_anything import ENCODERS
+from flatdepth.models.depth_anything import ENCODERS, width_and_depth
 from flatdepth.models.huggingface import CONFIG, WEIGHTS
 from flatdepth.models.network import UNITS, DepthNetwork, Kind
 from flatdepth.models.networks import CLASSES, make_network, network_class
@@ -79,12 +79,7 @@ class WeightFile:
     @property
     def size(self) -> tuple[int, int] | None:
         """Width and number of blocks of a DINOv2 encoder; None if there is none."""
-        token = self.tensors.get("pretrained.cls_token")
-        if token is None or token.ndim == 0:
-            return None
-        prefix = "pretrained.blocks."
-        inside = (name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix))
-        return token.shape[-1], len({name.split(".")[0] for name in inside})
+        return width_and_depth(self.tensors)
 
     @property
     def encoder(self) -> str | None:
@@ -681,6 +676,7 @@ def describe(model: DepthNetwork, extra: Mapping[str, str] | None = None) -> dic
         "version": flatdepth.__version__,
         **model.said(),
     }
+    # The class, not the model: ZoeDepth's bins have a range even where predictions may exceed it.
     if model.kind == "metric" and type(model).bounded:
         described["max_depth_m"] = str(model.max_depth_m)
     if model.trained_px:

@@ -177,14 +177,19 @@ class DepthAnythingV2(DepthNetwork):
 
     @classmethod
     def size_of(cls, tensors: Mapping[str, Tensor]) -> str | None:
-        token = tensors.get("pretrained.cls_token")
-        if token is None or token.ndim == 0:
-            return None
-        prefix = "pretrained.blocks."
-        inside = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
-        depth = len({name.split(".")[0] for name in inside})
+        found = width_and_depth(tensors)
         sizes = {(spec.embed_dim, spec.depth): name for name, spec in cls.sizes.items()}
-        return sizes.get((token.shape[-1], depth))
+        return None if found is None else sizes.get(found)
+
+
+def width_and_depth(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Width and number of blocks of the encoder below ``pretrained.``; None if there is none."""
+    token = tensors.get("pretrained.cls_token")
+    if token is None or token.ndim == 0:
+        return None
+    prefix = "pretrained.blocks."
+    inside = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
+    return token.shape[-1], len({name.split(".")[0] for name in inside})
 
 
 class DinoV2(nn.Module):

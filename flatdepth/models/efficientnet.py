@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from flatdepth.errors import UserError
 from flatdepth.models.depth_anything import Scratch, resize
-from flatdepth.models.network import DepthNetwork, call
+from flatdepth.models.network import DepthNetwork, call, run_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,12 +142,7 @@ class EfficientNet(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         x = F.relu6(self.stem(image))
-        taken = []
-        for index, block in enumerate(self.blocks):
-            x = call(block, x, recompute=self.recompute)
-            if index in self.taken:
-                taken.append(x)
-        return taken
+        return run_blocks(self.blocks, x, self.taken, recompute=self.recompute)
 
 
 class MBConv(nn.Module):

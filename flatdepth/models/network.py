@@ -4,7 +4,7 @@ A network says what it predicts (``kind``), which sides it takes (``multiple``),
 normalised and which of its parameters are its encoder; the rest of flatdepth asks for no more.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -385,6 +385,18 @@ def parameter_groups(
                 group = {"name": part + suffix, "params": members, "lr": part_lr}
                 groups.append({**group, "weight_decay": decay})
     return groups
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, taken: Sequence[int], *, recompute: bool
+) -> list[Tensor]:
+    """The outputs of the blocks with the numbers ``taken``, run one after another from ``x``."""
+    found = []
+    for index, block in enumerate(blocks):
+        x = call(block, x, recompute=recompute)
+        if index in taken:
+            found.append(x)
+    return found
 
 
 def call(function: Callable[..., Tensor], *args: object, recompute: bool) -> Tensor:

@@ -34,6 +34,18 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def chosen_device(name: str | None) -> torch.device:
+    """The device of an option ``--device``; None is ``best_device``.
+
+    Raises:
+        UserError: it is a GPU and there is none.
+    """
+    device = torch.device(name) if name else best_device()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no usable GPU; leave the option out")
+    return device
+
+
 def expect_room(batch: int, size: int, device: torch.device) -> None:
     """Refuse forward passes of ``batch`` images of ``size`` pixels that the machine cannot hold.
 

@@ -125,6 +125,14 @@ class Preprocessing:
         rows, columns = self._sizes(height, width)[-1]
         return rows + -rows % self.multiple, columns + -columns % self.multiple
 
+    def focal_scale(self, height: int, width: int) -> float:
+        """What a focal length in pixels of a picture of this size becomes, as a multiple of it.
+
+        The mean of both sides' factors, as a focal length is that of fx and fy.
+        """
+        rows, columns = self.network_size(height, width)
+        return (rows / height + columns / width) / 2
+
     def prepare(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 rows columns"]:
         """Pictures as the network's input, of ``network_size``, in their own dtype.
 

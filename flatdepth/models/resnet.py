@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flatdepth.models.network import DepthNetwork, call
+from flatdepth.models.network import DepthNetwork, call, run_blocks
 
 EXPANSION = 4
 """Channels that a block gives, as a multiple of its stage's."""
@@ -154,12 +154,7 @@ class ResNet(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         x = self.stem(image)
-        taken = []
-        for index, block in enumerate(self.blocks):
-            x = call(block, x, recompute=self.recompute)
-            if index in self.taken:
-                taken.append(x)
-        return taken
+        return run_blocks(self.blocks, x, self.taken, recompute=self.recompute)
 
 
 class Bottleneck(nn.Module):

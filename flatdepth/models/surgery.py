@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flatdepth.errors import UserError
 from flatdepth.models.checkpoint import WeightFile, describe, guess_kind
-from flatdepth.models.network import DepthNetwork
+from flatdepth.models.network import UNITS, DepthNetwork
 from flatdepth.models.networks import network_class
 
 _GROUPS = (
@@ -284,6 +284,7 @@ def info(weights: WeightFile) -> str:
     }.get(said.get("format", ""))
     size = weights.size
     bounded = network_class(weights.network).bounded
+    units = {str(kind): str(unit) for kind, unit in UNITS.items()}
     encoder = weights.encoder or (
         "none" if size is None else f"of no known size (width {size[0]}, {size[1]} blocks)"
     )
@@ -299,8 +300,7 @@ def info(weights: WeightFile) -> str:
             if said.get("kind", "metric") == "metric" and bounded
             else "none",
         ),
-        "units": said.get("units")
-        or {"metric": "m", "relative": "1/depth"}.get(said.get("kind", ""), "not said by the file"),
+        "units": said.get("units") or units.get(said.get("kind", ""), "not said by the file"),
         "keys": f"{len(weights.tensors)} tensors, {numbers:,} parameters",
         "types": ", ".join(f"{count} {dtype}" for dtype, count in dtypes.items()),
         "unwrapped": "; ".join(weights.unwrapped) or "nothing",

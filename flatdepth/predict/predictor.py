@@ -212,8 +212,7 @@ def predict_field(
     pixels = [torch.tensor(image, device=device).movedim(-1, 0)[None] for image in images]
     inputs = torch.cat([way.prepare(one.float() / 255) for one in pixels])
     with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-        rows, columns = inputs.shape[-2:]
-        scales = [(rows / len(image) + columns / image.shape[1]) / 2 for image in images]
+        scales = [way.focal_scale(*image.shape[:2]) for image in images]
         focal_px = inputs.new_tensor([f * s for f, s in zip(focals_px, scales, strict=True)])
         outputs = model(inputs, focal_px).float()
     fields = outputs.clamp_min(_LEAST_DEPTH_M).reciprocal() if model.kind == "metric" else outputs

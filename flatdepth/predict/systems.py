@@ -296,8 +296,7 @@ def predict_with(
                 prepared, steps=settings.steps, ensemble=settings.ensemble, seed=settings.seed
             )
         else:
-            rows, columns = way.network_size(height, width)
-            scaled = focal_px * (rows / height + columns / width) / 2
+            scaled = focal_px * way.focal_scale(height, width)
             raw = network(prepared, pixels.new_tensor([scaled]))
         found = way.restore(raw.float(), height, width)[0, 0].cpu().numpy()
     if not np.isfinite(found).all():
