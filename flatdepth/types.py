@@ -129,6 +129,20 @@ class DepthCodes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlatThings:
+    """The planes of the labelled mirrors, pictures and screens of a frame.
+
+    Attributes:
+        number: (H, W) uint8, which thing a pixel shows, counted from 1; 0: none.
+        planes: (N, 3) float64, ``m`` of each in 1/m (see the legend); NaN where it is not known,
+            and then neither is the depth there.
+    """
+
+    number: NDArray[np.uint8]
+    planes: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RawFrame:
     """One frame as a reader found it: what packing writes and what decoding starts from.
 
@@ -145,6 +159,8 @@ class RawFrame:
         split: the dataset's official partition (``train``, ``val``, ``test``), "" if it has none.
         meta: JSON values carried along (camera, source path, ...).
         region: (H, W) uint8 values of ``Region`` where real flat things are labelled, else None.
+        things: planes that take the place of the depth where flat things are, or None where the
+            depth itself is true there.
     """
 
     key: str
@@ -159,6 +175,7 @@ class RawFrame:
     split: str = ""
     meta: Mapping[str, object] = field(default_factory=dict)
     region: NDArray[np.uint8] | None = None
+    things: FlatThings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +187,8 @@ class Frame:
         depth_m: (H, W) float32 planar z in metres; NaN unknown, +inf sky.
         K_px: (3, 3) float64 intrinsics.
         key, dataset, scene, meta, region: as in ``RawFrame``.
+        behind_m: (H, W) float32, the depth as the source has it, without the planes of ``things``:
+            behind a mirror that of what it reflects. None if it has none.
     """
 
     image: NDArray[np.uint8]
@@ -180,6 +199,7 @@ class Frame:
     scene: str
     meta: Mapping[str, object] = field(default_factory=dict)
     region: NDArray[np.uint8] | None = None
+    behind_m: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -409,6 +409,17 @@ class TestNoSet:
             ShardSet.open("nope://x")
 
 
+def test_members_of_a_later_version_are_passed_over_with_a_note(
+    directory: Path, frames: list[RawFrame], capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads((directory / INDEX_NAME).read_bytes())
+    members = document["samples"]["members"]
+    members["later.bin"] = members["json"]
+    (directory / INDEX_NAME).write_bytes(sign(document))
+    assert_same_frame(ShardSet.open(directory).read(3), frames[3])
+    assert ".later.bin" in capsys.readouterr().err
+
+
 def test_skips_are_listed_and_counted(tmp_path: Path) -> None:
     writer = SetWriter(
         Output(str(tmp_path)), dataset="tiny", kind="depth", request={}, shard_bytes=1

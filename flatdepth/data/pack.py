@@ -48,7 +48,7 @@ from flatdepth.data.shards.codec import (
     decode_frame,
     decode_image,
     depth_metres,
-    encode_region,
+    encode_map,
 )
 from flatdepth.data.shards.read import ShardSet, resolve
 from flatdepth.data.shards.write import (
@@ -872,7 +872,7 @@ def _export_sample(raw: RawFrame, root: Path, codes_per_metre: float) -> int:
     codes[unknown] = 0
     _write_file(root / "depth" / f"{raw.key}.png", _png16(codes))
     if raw.region is not None:
-        _write_file(root / "region" / f"{raw.key}.png", encode_region(raw.region))
+        _write_file(root / "region" / f"{raw.key}.png", encode_map(raw.region))
     _write_file(root / "camera" / f"{raw.key}.json", _camera_json(raw, codes_per_metre))
     return int(((scaled >= 65535) & np.isfinite(scaled)).sum())
 

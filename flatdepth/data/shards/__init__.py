@@ -4,7 +4,8 @@ A shard set is one directory (or URL prefix)::
 
     index.json              written last: a set without it is unfinished; signed, see ``sign``
     <dataset>-000000.tar    <key>.jpg|png|webp, <key>.depth.fdz, <key>.json, <key>.region.png where
-                            flat things are labelled, then the next key
+                            flat things are labelled, <key>.thing.png where planes are given for
+                            them, then the next key
     skipped.jsonl           one line per frame left out, with the reason
 
 The tars are byte-deterministic and carry no path to trust: a member name is a key and an
@@ -31,7 +32,9 @@ WORK_DIR = ".pack"
 DEPTH_EXT = "depth.fdz"
 JSON_EXT = "json"
 REGION_EXT = "region.png"
+THING_EXT = "thing.png"
 IMAGE_EXTS = ("jpg", "png", "webp")
+KNOWN_EXTS = {JSON_EXT, DEPTH_EXT, REGION_EXT, THING_EXT, *IMAGE_EXTS}
 
 _FORMAT = "flatdepth-shards"
 _VERSION = 2
@@ -332,9 +335,6 @@ def _check(index: Index) -> None:
         raise ValueError("samples that do not follow the order of the shards")
     if (index.sizes < 1).any():
         raise ValueError("an image without pixels")
-    known = {JSON_EXT, DEPTH_EXT, REGION_EXT, *IMAGE_EXTS}
-    if unknown := sorted(set(index.members) - known):
-        raise ValueError(f"member extension {unknown[0]!r}")
     ends = np.array([shard.bytes for shard in index.shards], np.int64)[index.shard]
     for ext, table in index.members.items():
         offset, length = table.T
@@ -343,7 +343,7 @@ def _check(index: Index) -> None:
             raise ValueError(f"a member .{ext} outside its shard")
     counts = {
         ext: (index.members[ext][:, 0] >= 0) if ext in index.members else np.zeros(n, bool)
-        for ext in known
+        for ext in KNOWN_EXTS
     }
     images = sum(counts[ext].astype(int) for ext in IMAGE_EXTS)
     depth = counts[DEPTH_EXT] == (index.kind == "depth")

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flatdepth.errors import BadFrame
-from flatdepth.types import DepthCodes, Frame, RawFrame, Region
+from flatdepth.geometry import pixel_rays
+from flatdepth.types import DepthCodes, FlatThings, Frame, RawFrame
 
 MAX_PIXELS = 1 << 26
 """Images and depth maps above this many pixels (8192 x 8192) are refused as size bombs."""
@@ -177,37 +178,42 @@ def decode_image(payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
         raise BadFrame("image unreadable", f"{type(error).__name__}: {error}") from error
 
 
-def encode_region(region: UInt8[np.ndarray, "h w"]) -> bytes:
-    """A region map as a grey PNG: the payload of a ``.region.png`` member."""
+def encode_map(numbers: UInt8[np.ndarray, "h w"]) -> bytes:
+    """A map of regions or things as a grey PNG: a ``.region.png`` or ``.thing.png`` member."""
     buffer = io.BytesIO()
-    Image.fromarray(region).save(buffer, "PNG")
+    Image.fromarray(numbers).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def decode_region(payload: bytes) -> UInt8[np.ndarray, "h w"]:
-    """Undo ``encode_region``.
+def decode_map(payload: bytes, most: int, what: str) -> UInt8[np.ndarray, "h w"]:
+    """Undo ``encode_map``.
+
+    Args:
+        payload: the member.
+        most: the largest number that means something.
+        what: ``"regions"`` or ``"things"``, for messages.
 
     Raises:
-        BadFrame: it is no such map, or has values that are no ``Region``.
+        BadFrame: it is no such map, or has larger numbers.
     """
     try:
         with Image.open(io.BytesIO(payload), formats=("PNG",)) as image:
             if image.mode != "L" or image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels of mode {image.mode}")
-            region = np.array(image)
-        if region.max() > max(Region):
-            raise ValueError(f"there is no region {region.max()}")
+            numbers = np.array(image)
+        if numbers.max() > most:
+            raise ValueError(f"there is no number {numbers.max()} among {what}")
     except Exception as error:  # as in decode_image
-        raise BadFrame("regions unreadable", f"{type(error).__name__}: {error}") from error
-    return region
+        raise BadFrame(f"{what} unreadable", f"{type(error).__name__}: {error}") from error
+    return numbers
 
 
 def decode_frame(raw: RawFrame) -> Frame:
     """Decode an RGB-D frame.
 
     Raises:
-        BadFrame: its bytes are damaged, image, depth and regions differ in shape, or it has no
-            depth or no intrinsics.
+        BadFrame: its bytes are damaged, image, depth, regions and things differ in shape, or it
+            has no depth or no intrinsics.
     """
     if raw.depth is None or raw.K_px is None:
         raise BadFrame("no depth or no intrinsics")
@@ -215,19 +221,40 @@ def decode_frame(raw: RawFrame) -> Frame:
     if raw.depth.codes.shape != image.shape[:2]:
         shapes = f"{raw.depth.codes.shape} and {image.shape[:2]}"
         raise BadFrame("depth and image differ in shape", shapes)
-    if raw.region is not None and raw.region.shape != image.shape[:2]:
-        shapes = f"{raw.region.shape} and {image.shape[:2]}"
-        raise BadFrame("regions and image differ in shape", shapes)
+    numbers = None if raw.things is None else raw.things.number
+    for what, own in (("regions", raw.region), ("things", numbers)):
+        if own is not None and own.shape != image.shape[:2]:
+            shapes = f"{own.shape} and {image.shape[:2]}"
+            raise BadFrame(f"{what} and image differ in shape", shapes)
+    depth_m = depth_metres(raw.depth, raw.K_px)
     return Frame(
         image=image,
-        depth_m=depth_metres(raw.depth, raw.K_px),
+        depth_m=depth_m if raw.things is None else with_planes(depth_m, raw.K_px, raw.things),
         K_px=raw.K_px,
         key=raw.key,
         dataset=raw.dataset,
         scene=raw.scene,
         meta=raw.meta,
         region=raw.region,
+        behind_m=None if raw.things is None else depth_m,
     )
+
+
+def with_planes(
+    depth_m: Float32[np.ndarray, "h w"], K_px: Float64[np.ndarray, "3 3"], things: FlatThings
+) -> Float32[np.ndarray, "h w"]:
+    """Depth in metres whose pixels of flat things lie on their planes, ``z = 1 / (m . ray)``.
+
+    NaN where a plane is not known, or the pixel's ray does not meet it in front of the camera.
+    """
+    rows, columns = np.nonzero(things.number)
+    rays = pixel_rays(K_px, columns + 0.5, rows + 0.5)
+    planes = things.planes[things.number[rows, columns].astype(np.int64) - 1]
+    inverse = np.einsum("nk,nk->n", rays, planes)
+    result = depth_m.copy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result[rows, columns] = np.where(inverse > 0, 1 / inverse, np.nan)
+    return result
 
 
 def _split(patterns: NDArray[np.uint16]) -> bytes:

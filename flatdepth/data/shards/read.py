@@ -24,7 +24,9 @@ from flatdepth.data.shards import (
     IMAGE_EXTS,
     INDEX_NAME,
     JSON_EXT,
+    KNOWN_EXTS,
     REGION_EXT,
+    THING_EXT,
     WORK_DIR,
     Index,
 )
@@ -32,11 +34,11 @@ from flatdepth.data.shards.codec import (
     decode_depth,
     decode_frame,
     decode_image,
-    decode_region,
+    decode_map,
 )
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.resources import demo_file
-from flatdepth.types import Frame, RawFrame
+from flatdepth.types import FlatThings, Frame, RawFrame, Region
 from flatdepth.untrusted import parse_json
 
 ATTEMPTS = 5
@@ -113,6 +115,8 @@ class ShardSet:
         except OSError as error:
             raise UserError(f"cannot read {url}/{INDEX_NAME}: {error}") from error
         shards = cls(url, fs, root, Index.from_json(data, f"{url}/{INDEX_NAME}"))
+        if unknown := sorted(shards.index.members.keys() - KNOWN_EXTS):
+            print(f"note: {url}: members .{unknown[0]} mean nothing here", file=sys.stderr)
         if check_sizes and isinstance(fs, LocalFileSystem):
             shards._check_sizes()
         return shards
@@ -322,10 +326,22 @@ def raw_frame(key: str, parts: Mapping[str, bytes]) -> RawFrame:
             K_px=None if about["K_px"] is None else _intrinsics(about["K_px"]),
             split=str(about["split"]),
             meta=dict(about["meta"]),
-            region=decode_region(parts[REGION_EXT]) if REGION_EXT in parts else None,
+            region=(
+                decode_map(parts[REGION_EXT], max(Region), "regions")
+                if REGION_EXT in parts
+                else None
+            ),
+            things=_things(parts[THING_EXT], about["planes"]) if THING_EXT in parts else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadFrame("description unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _things(payload: bytes, rows: Sequence[Sequence[float] | None]) -> FlatThings:
+    planes = np.array([(math.nan,) * 3 if row is None else row for row in rows], np.float64)
+    if planes.shape[1:] != (3,):
+        raise ValueError(f"planes {rows!r:.200}")
+    return FlatThings(number=decode_map(payload, len(planes), "things"), planes=planes)
 
 
 def _intrinsics(rows: object) -> NDArray[np.float64]:

@@ -29,6 +29,7 @@ from flatdepth.data.shards import (
     JSON_EXT,
     REGION_EXT,
     SKIPPED_NAME,
+    THING_EXT,
     WORK_DIR,
     Index,
     Shard,
@@ -38,7 +39,7 @@ from flatdepth.data.shards import (
     is_key,
     shard_name,
 )
-from flatdepth.data.shards.codec import depth_meta, encode_depth, encode_region
+from flatdepth.data.shards.codec import depth_meta, encode_depth, encode_map
 from flatdepth.data.shards.read import is_intrinsics, resolve
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.types import RawFrame
@@ -101,11 +102,17 @@ def encode_sample(raw: RawFrame, level: int = 12) -> Sample:
         "depth": None if raw.depth is None else depth_meta(raw.depth),
         "meta": dict(raw.meta),
     }
+    if raw.things is not None:
+        about["planes"] = [
+            plane.tolist() if np.isfinite(plane).all() else None for plane in raw.things.planes
+        ]
     members = [(raw.image_ext, raw.image), (JSON_EXT, canonical_json(about))]
     if raw.depth is not None:
         members.append((DEPTH_EXT, encode_depth(raw.depth, level)))
     if raw.region is not None:
-        members.append((REGION_EXT, encode_region(raw.region)))
+        members.append((REGION_EXT, encode_map(raw.region)))
+    if raw.things is not None:
+        members.append((THING_EXT, encode_map(raw.things.number)))
     return Sample(
         key=raw.key,
         scene=raw.scene,

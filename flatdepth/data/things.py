@@ -1,0 +1,134 @@
+"""The plane of a labelled flat thing, from the depth around it or in it.
+
+A mirror, and to a depth model a picture too, shows a depth that is not its own. What it hangs on
+is seen around it: the plane is fitted to a ring outside its outline, in inverse depth, where planes
+are affine whatever the scale (``flatdepth.types``). The fit is robust, because things stand before
+the wall and the floor begins below it, and it says how far it can be trusted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float32, Float64
+from torch import Tensor
+
+from flatdepth.geometry import fit_planes_robust, pixel_rays
+
+RING = 0.2
+"""Width of the ring as a share of the square root of the thing's area."""
+GAP = 0.02
+"""Distance of the ring from the outline, likewise: an outline drawn by hand is not exact, and depth
+near edges is a mixture."""
+SECTORS = 24
+"""Equal angles around the thing's centre; each counts once, however much of it is seen."""
+HYPOTHESES = 200
+TOLERANCE, NOISE = 0.02, 0.003
+"""Inliers are within this share of 1/z, and this much in 1/m, as ``paste.plane_tolerance``."""
+LEAST_SHARE = 0.4
+MOST_UNCERTAIN = 0.05
+MOST_POINTS = 4000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaneFit:
+    """A plane and how well it fits.
+
+    Attributes:
+        m: (3,) float64, in 1/m.
+        residual: RMS of the relative deviation of the inliers' 1/z from the plane.
+        share: of the sectors that are seen, the mean share of points that lie on the plane.
+        uncertainty: relative error of 1/z that such a residual may cause where the plane is
+            extrapolated most inside the thing: the residual times the root of the largest leverage
+            ``ray . (mean of ray ray^T)^-1 ray`` of its pixels (Cook and Weisberg 1982, section
+            2.2), as if all points erred alike.
+        behind: whether the plane is behind the camera at a pixel of the thing.
+    """
+
+    m: Float64[np.ndarray, " 3"]
+    residual: float
+    share: float
+    uncertainty: float
+    behind: bool
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the plane should not be taken for truth; None if it may be."""
+        if self.behind:
+            return "the plane around it does not pass through it"
+        if self.share < LEAST_SHARE:
+            return f"only {self.share:.0%} of what surrounds it lies on one plane"
+        if self.uncertainty > MOST_UNCERTAIN:
+            return f"its plane is known to {self.uncertainty:.0%} only"
+        return None
+
+
+def fit_thing(
+    depth_m: Float32[np.ndarray, "h w"],
+    K_px: Float64[np.ndarray, "3 3"],
+    thing: Bool[np.ndarray, "h w"],
+    others: Bool[np.ndarray, "h w"],
+    *,
+    inside: bool = False,
+) -> PlaneFit | None:
+    """The plane of a flat thing.
+
+    Args:
+        depth_m: planar z in metres, or in any other unit; NaN unknown, +inf sky.
+        K_px: intrinsics.
+        thing: its pixels.
+        others: pixels that say nothing of it: other flat things, frames, openings.
+        inside: fit to the depth of the thing itself (a picture seen by a depth camera) rather than
+            to the ring around it.
+
+    Returns:
+        The fit; None if there are too few points with known depth. Equal arguments give equal bits.
+    """
+    side = float(np.sqrt(thing.sum()))
+    gap, width = max(1, round(GAP * side)), max(3, round(RING * side))
+    if inside:
+        around = ~_grown(~thing, gap) & thing
+    else:
+        around = _grown(thing, gap + width) & ~_grown(thing, gap)
+    rows, columns = np.nonzero(around & ~others & np.isfinite(depth_m) & (depth_m > 0))
+    if len(rows) < 12:
+        return None
+    own_rows, own_columns = np.nonzero(thing)
+    angle = np.arctan2(rows - own_rows.mean(), columns - own_columns.mean())
+    sector = ((angle / (2 * np.pi) + 0.5) * SECTORS).astype(np.int64) % SECTORS
+    generator = np.random.default_rng(0)
+    kept = generator.permutation(len(rows))[:MOST_POINTS]
+    rows, columns, sector = rows[kept], columns[kept], sector[kept]
+    rays = pixel_rays(K_px, columns + 0.5, rows + 0.5)
+    inverse = 1 / depth_m[rows, columns].astype(np.float64)
+    seen, sector = np.unique(sector, return_inverse=True)
+    weight = 1 / (np.bincount(sector)[sector] * len(seen))
+    triples = generator.choice(len(rows), (HYPOTHESES, 3), p=weight)
+    planes, inliers = fit_planes_robust(
+        rays, inverse, rays[triples], inverse[triples], tolerance=TOLERANCE, noise=NOISE
+    )
+    shares = inliers @ weight
+    best = int(shares.argmax())
+    if inliers[best].sum() < 12:
+        return None
+    m, rays, inverse = planes[best], rays[inliers[best]], inverse[inliers[best]]
+    residual = float(np.sqrt(np.mean((inverse / (rays @ m) - 1) ** 2)))
+    own = pixel_rays(K_px, own_columns + 0.5, own_rows + 0.5)
+    moments = np.linalg.pinv(rays.T @ rays / len(rays))
+    leverage = np.einsum("ni,ij,nj->n", own, moments, own).max()
+    return PlaneFit(
+        m=m,
+        residual=residual,
+        share=float(shares[best]),
+        uncertainty=residual * float(np.sqrt(leverage)),
+        behind=bool((own @ m <= 0).any()),
+    )
+
+
+def _grown(mask: Bool[np.ndarray, "h w"], by: int) -> Bool[np.ndarray, "h w"]:
+    """All pixels within a square of ``by`` pixels to each side of one that is set."""
+    grown: Tensor = torch.from_numpy(mask)[None, None].to(torch.float32)
+    for size in ((2 * by + 1, 1), (1, 2 * by + 1)):
+        grown = F.max_pool2d(grown, size, stride=1, padding=(size[0] // 2, size[1] // 2))
+    return grown[0, 0].numpy() > 0
