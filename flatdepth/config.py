@@ -359,8 +359,10 @@ class PasteConfig:
     is 2 % at 7 m."""
     mirror_portion: tuple[float, float] = (0.4, 0.9)
     """Range of the mirrored portion's side, as a share of the largest that fits in half of it."""
-    mirror_target: Literal["surface", "ignore"] = "surface"
-    """Truth on mirrors: the plane of their surface, or none (not valid)."""
+    mirror_target: Literal["surface", "ignore", "virtual"] = "surface"
+    """Truth on mirrors: the plane of their surface; none (not valid); or virtual, the depth of the
+    scene that they show, scaled to begin behind that plane. On mirrors that are labelled in a frame
+    the last two are none."""
 
     def at(self, step: int) -> "PasteConfig":
         """The settings that hold at an optimiser step."""

@@ -326,7 +326,20 @@ def view_image(image: Float[Tensor, "3 h w"], view: View) -> Float[Tensor, "3 ou
 
 
 def view_depth(depth_m: Float[Tensor, "h w"], view: View) -> Float[Tensor, "out_h out_w"]:
-    """The view of a planar depth map in metres (NaN unknown, +inf sky).
+    """The view of a planar depth map in metres (NaN unknown, +inf sky), by ``sample_depth``."""
+    device = depth_m.device
+    out_u = torch.arange(view.width, device=device, dtype=torch.float64) + 0.5
+    out_v = torch.arange(view.height, device=device, dtype=torch.float64) + 0.5
+    out_u = view.width - out_u if view.flip else out_u
+    u = view.left + out_u * (view.crop_width / view.width)
+    v = view.top + out_v * (view.crop_height / view.height)
+    return sample_depth(depth_m, u[None, :], v[:, None])
+
+
+def sample_depth(
+    depth_m: Float[Tensor, "h w"], u: Float64[Tensor, "..."], v: Float64[Tensor, "..."]
+) -> Float[Tensor, "..."]:
+    """A planar depth map in metres (NaN unknown, +inf sky) at pixel coordinates, which broadcast.
 
     Interpolates bilinearly in inverse depth, where planes are affine (bilinear interpolation of z
     errs by 2e-3 relative on a slanted plane), and takes the nearest pixel where the four
@@ -334,26 +347,18 @@ def view_depth(depth_m: Float[Tensor, "h w"], view: View) -> Float[Tensor, "out_
     invented between two surfaces.
     """
     height, width = depth_m.shape
-    device = depth_m.device
-    out_u = torch.arange(view.width, device=device, dtype=torch.float64) + 0.5
-    out_v = torch.arange(view.height, device=device, dtype=torch.float64) + 0.5
-    out_u = view.width - out_u if view.flip else out_u
-    u = view.left + out_u * (view.crop_width / view.width)
-    v = view.top + out_v * (view.crop_height / view.height)
     column, weight_u = _neighbours(u, width)
     row, weight_v = _neighbours(v, height)
     corners = torch.stack(
-        [depth_m[row[j]][:, column[i]] for j in (0, 1) for i in (0, 1)]
-    )  # (4, out_h, out_w): top left, top right, bottom left, bottom right
+        [depth_m[row[j], column[i]] for j in (0, 1) for i in (0, 1)]
+    )  # (4, ...): top left, top right, bottom left, bottom right
     smooth = corners.isfinite().all(0)
     smooth &= corners.amax(0) <= EDGE_RATIO * corners.amin(0)
-    weights = torch.stack(
-        [weight_v[j][:, None] * weight_u[i][None, :] for j in (0, 1) for i in (0, 1)]
-    ).to(depth_m.dtype)
-    blended = 1 / (weights / torch.where(smooth, corners, 1.0)).sum(0)
+    weights = torch.stack([weight_v[j] * weight_u[i] for j in (0, 1) for i in (0, 1)])
+    blended = 1 / (weights.to(depth_m.dtype) / torch.where(smooth, corners, 1.0)).sum(0)
     nearest_row = (v.floor().long()).clamp(0, height - 1)
     nearest_column = (u.floor().long()).clamp(0, width - 1)
-    return torch.where(smooth, blended, depth_m[nearest_row][:, nearest_column])
+    return torch.where(smooth, blended, depth_m[nearest_row, nearest_column])
 
 
 def view_region(region: UInt8[Tensor, "h w"], view: View) -> UInt8[Tensor, "out_h out_w"]:

@@ -3,7 +3,7 @@
 python -m tests.stress_paste 10000
 
 Of every draw: no exception, no NaN or infinity, image in 0..1, valid truth in range, the background
-untouched, and the plane under every hung and standing paste.
+untouched, the plane under every hung and standing paste, and virtual images behind their mirrors.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flatdepth.augment.draw.composite import paste, stack_plans
-from flatdepth.augment.draw.content import Sources, make_content
+from flatdepth.augment.draw.composite import PasteGroup, paste, stack_plans
+from flatdepth.augment.draw.content import Content, Sources, make_content
 from flatdepth.augment.plan.coarse import thin_view
 from flatdepth.augment.plan.layout import plan_pastes
 from flatdepth.augment.rng import Draws
@@ -103,7 +103,7 @@ def extreme_config(rng: np.random.Generator) -> PasteConfig:
         plane_tolerance=end(1e-4, 0.2),
         depth_noise=end(0, 0.1),
         mirror_portion=between(0.05, 1.0),
-        mirror_target=str(rng.choice(["surface", "ignore"])),
+        mirror_target=str(rng.choice(["surface", "ignore", "virtual"])),
     )
 
 
@@ -138,7 +138,9 @@ def check(seed: int) -> int:
         ),
         frame=lambda number: extreme_frame(np.random.default_rng(number % 50)),
     )
-    contents = [make_content(one, frame, view, thin.K_px, sources) for one in plan]
+    contents = [
+        make_content(one, frame, view, thin.K_px, sources, config.mirror_target) for one in plan
+    ]
     truth = rng.uniform(0, 2 * depth_range_m[1], (view.height, view.width)).astype(np.float32)
     valid = (truth >= depth_range_m[0]) & (truth <= depth_range_m[1])
     batch = Batch(
@@ -149,15 +151,18 @@ def check(seed: int) -> int:
         K_px=torch.from_numpy(thin.K_px)[None],
         sample=torch.tensor([0]),
     )
-    groups = stack_plans(
-        [plan],
-        [contents],
-        thin.K_px[None],
-        height=view.height,
-        width=view.width,
-        mirror_target=config.mirror_target,
-    )
-    result = paste(batch, groups, depth_range_m=depth_range_m)
+
+    def stacked(contents: list[Content]) -> tuple[PasteGroup, ...]:
+        return stack_plans(
+            [plan],
+            [contents],
+            thin.K_px[None],
+            height=view.height,
+            width=view.width,
+            mirror_target=config.mirror_target,
+        )
+
+    result = paste(batch, stacked(contents), depth_range_m=depth_range_m)
     assert result.image.isfinite().all() and result.depth_m.isfinite().all()
     assert result.image.min() >= 0 and result.image.max() <= 1
     known = result.depth_m[result.valid]
@@ -166,6 +171,13 @@ def check(seed: int) -> int:
     assert torch.equal(result.depth_m[background], batch.depth_m[background])
     assert torch.equal(result.valid[background], batch.valid[background])
     flat = ~background & (result.region != Region.DECOY) & result.valid
+    if config.mirror_target == "virtual":
+        contents = [dataclasses.replace(content, reflection=None) for content in contents]
+        surface = paste(batch, stacked(contents), depth_range_m=depth_range_m)
+        assert torch.equal(result.image, surface.image)
+        mirror = flat & (result.region == Region.MIRROR)
+        assert (result.depth_m[mirror] > surface.depth_m[mirror]).all()
+        flat &= ~mirror
     if flat.any() and all(one.layout != "legacy" for one in plan):
         v, u = np.meshgrid(np.arange(view.height) + 0.5, np.arange(view.width) + 0.5, indexing="ij")
         rays = pixel_rays(thin.K_px, u, v)

@@ -119,6 +119,26 @@ def test_parameters_given_back_replay_the_pastes(rooms: tuple[Tensor, Tensor, Te
     assert torch.equal(one.image, other.image) and not torch.equal(one.image, rooms[0])
 
 
+def test_virtual_images_are_replayed_behind_the_surface_and_change_no_picture(
+    rooms: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    torch.manual_seed(3)
+    mirrors = ContentShares(art=0, mural=0, screen=0, opening=0, empty=0, mirror=1)
+    stage = always(max_pastes=2, content=mirrors, mirror_target="virtual")
+    found = stage(*rooms)
+    for mine, other in zip(found, stage(*rooms, params=dict(stage._params)), strict=True):
+        assert torch.equal(mine, other)
+    drawn = {name: stage._params[name] for name in ("seed", "batch_prob")}
+    surface = always(max_pastes=2, content=mirrors)(*rooms, params=drawn)
+    assert torch.equal(found.image, surface.image) and torch.equal(found.region, surface.region)
+    mirror = found.region == Region.MIRROR
+    both = mirror & found.valid & surface.valid
+    assert both.sum() > 0.5 * mirror.sum() > 500
+    assert (found.depth_m[both] > 1.02 * surface.depth_m[both]).all()
+    assert torch.equal(found.depth_m[~mirror], surface.depth_m[~mirror])
+    assert len(inverse_depth_residual(surface, 0, Region.MIRROR)) <= 1
+
+
 def test_probability_and_sameness_are_kornias(rooms: tuple[Tensor, Tensor, Tensor]) -> None:
     never = FlatPaste(p=0.0)(*rooms)
     assert torch.equal(never.image, rooms[0]) and (never.region == 0).all()

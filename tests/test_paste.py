@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatdepth.augment.draw.composite import paste, stack_plans
-from flatdepth.augment.draw.content import Content, Opening, Sources, make_content
+from flatdepth.augment.draw.content import (
+    GAP_BEHIND,
+    Content,
+    Opening,
+    Sources,
+    make_content,
+)
 from flatdepth.augment.draw.stylise import Style
 from flatdepth.augment.draw.texture import CHANNELS, draw_textures, look_row
 from flatdepth.augment.plan.appearance import Kind
@@ -93,8 +99,10 @@ def picture(number: int) -> np.ndarray:
 SOURCES = Sources(picture=picture, frame=lambda number: wall_frame(number % 7))
 
 
-def contents(frame: Frame, pastes: tuple[Paste, ...]) -> list[Content]:
-    return [make_content(one, frame, WHOLE, K, SOURCES) for one in pastes]
+def contents(
+    frame: Frame, pastes: tuple[Paste, ...], mirror_target: str = "surface"
+) -> list[Content]:
+    return [make_content(one, frame, WHOLE, K, SOURCES, mirror_target) for one in pastes]
 
 
 def pasted(
@@ -103,7 +111,7 @@ def pasted(
     mirror_target: str = "surface",
     together: int = 1,
 ) -> tuple[Batch, Batch]:
-    shown = [contents(frame, one) for frame, one in zip(frames, plans, strict=True)]
+    shown = [contents(frame, one, mirror_target) for frame, one in zip(frames, plans, strict=True)]
     return shown_on(frames, plans, shown, mirror_target, together)
 
 
@@ -520,6 +528,210 @@ def test_ignored_mirrors_have_no_truth_but_their_frames_do() -> None:
     assert torch.equal(ignored.image, kept.image)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_target_of_mirrors_changes_no_picture_and_nothing_but_mirrors(seed: int) -> None:
+    frame = wall_frame(seed)
+    layouts = LayoutShares(hung=0.6, standing=0.3, legacy=0.1)
+    pastes = plan(frame, seed, dataclasses.replace(ALWAYS, layout=layouts))
+    _, surface = pasted([frame], [pastes])
+    mirror = surface.region == Region.MIRROR
+    for target in ("ignore", "virtual"):
+        _, other = pasted([frame], [pastes], target)
+        assert torch.equal(other.image, surface.image)
+        assert torch.equal(other.region, surface.region)
+        assert torch.equal(other.depth_m[~mirror], surface.depth_m[~mirror])
+        assert torch.equal(other.valid[~mirror], surface.valid[~mirror])
+        behind = other.valid & mirror
+        assert target == "virtual" or not behind.any()
+        assert (other.depth_m[behind] > 1.02 * surface.depth_m[behind]).all()
+
+
+def frontal_mirror(z_m: float) -> tuple[Frame, Paste]:
+    """A mirror that faces the camera at a depth, and shows a part of the view's right half."""
+    frame, one = only_of(Kind.MIRROR, framed=0.0, shape=RECTANGLES)
+    board = Rectangle(
+        centre=np.array([-42 / K[0, 0], 0.0, 1.0]) * z_m,
+        right=np.array([1.0, 0.0, 0.0]),
+        up=np.array([0.0, -1.0, 0.0]),
+        width=0.4 * z_m,
+        height=0.6 * z_m,
+    )
+    return frame, dataclasses.replace(
+        one, rectangle=board, front=0.0, picture_px=(68, 102), portion=(180.0, 20.0, 110.0, 125.0)
+    )
+
+
+@pytest.mark.parametrize("shown_m", [0.5, 4.0])
+def test_what_a_frontal_mirror_shows_begins_behind_it_and_keeps_its_proportions(
+    shown_m: float,
+) -> None:
+    frame, one = frontal_mirror(3.0)
+    depth = np.full((HEIGHT, WIDTH), shown_m, dtype=np.float32)
+    flat = dataclasses.replace(frame, depth_m=depth)
+    _, after = pasted([flat], [(one,)], "virtual")
+    mirror = after.region == Region.MIRROR
+    assert mirror.sum() == 68 * 102
+    np.testing.assert_allclose(after.depth_m[mirror], 3.0 * GAP_BEHIND, rtol=1e-6)
+    depth[:, 145:] *= 2  # 35 of the portion's 70 pixels, which a mirror shows on its left
+    _, after = pasted([dataclasses.replace(flat, depth_m=depth)], [(one,)], "virtual")
+    row = after.depth_m[0, 0, 70][mirror[0, 0, 70]]
+    np.testing.assert_allclose(row[:34], 6.0 * GAP_BEHIND, rtol=1e-6)
+    np.testing.assert_allclose(row[34:], 3.0 * GAP_BEHIND, rtol=1e-6)
+
+
+def homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """H with ``H (u, v, 1) ~ (u', v', 1)`` through four points (direct linear transform)."""
+    rows = []
+    for (u, v), (x, y) in zip(source, target, strict=True):
+        rows += [[u, v, 1, 0, 0, 0, -x * u, -x * v], [0, 0, 0, u, v, 1, -y * u, -y * v]]
+    return np.append(np.linalg.solve(rows, target.ravel()), 1.0).reshape(3, 3)
+
+
+CUT = View(top=9, left=14, crop_height=120, crop_width=168, height=HEIGHT, width=WIDTH, flip=True)
+
+
+def seen_in_a_mirror(
+    frame: Frame, identity: int, view: View
+) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray]:
+    """A standing mirror with its virtual image as truth; where its pixels look and its plane.
+
+    Returns:
+        The batch, and of every pixel of the mirror its depth on the mirror's plane in metres and
+        the source pixel coordinates (u, v) that it shows, by the mirror's corners alone.
+    """
+    config = dataclasses.replace(
+        ALWAYS,
+        max_pastes=1,
+        layout=STANDING,
+        content=MIRRORS,
+        shape=RECTANGLES,
+        area=(0.1, 0.3),
+    )
+    view_thin = thin_view(frame, view)
+    (one,) = plan_pastes(
+        view_thin, Draws(0, 0, identity), config, picture_aspects=ASPECTS, depth_range_m=RANGE_M
+    )
+    shown = make_content(one, frame, view, view_thin.K_px, SOURCES, "virtual")
+    groups = stack_plans(
+        [(one,)],
+        [(shown,)],
+        view_thin.K_px[None],
+        height=HEIGHT,
+        width=WIDTH,
+        mirror_target="virtual",
+    )
+    batch = paste(clean_batch([frame]), groups, depth_range_m=(1e-3, 1e3))
+    row, column = np.nonzero((batch.region == Region.MIRROR)[0, 0].numpy())
+    pixels = np.stack([column + 0.5, row + 0.5, np.ones(len(row))])
+    left, top, right, bottom = one.portion
+    portion = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    H = homography(project(view_thin.K_px, one.picture_box.corners()), portion)
+    place = H @ pixels
+    u, v = view.source_pixels(*(place[:2] / place[2]))
+    box = one.rectangle
+    normal = np.cross(box.right, box.up)
+    surface = (normal @ box.centre) / (normal @ np.linalg.inv(view_thin.K_px) @ pixels)
+    return batch, surface, u, v
+
+
+@pytest.mark.parametrize("view", [WHOLE, CUT])
+def test_a_virtual_image_is_the_photographs_depth_where_the_mirror_looks(view: View) -> None:
+    """Against the scene's own formula, at places found by a homography through four corners."""
+    inverse = {
+        "wall": lambda u, v: pixel_rays(K, u, v) @ np.array([0.1, 0.0, 0.3]),
+        "floor": lambda u, v: pixel_rays(K, u, v) @ np.array([0.0, 1 / 1.4, 0.0]),
+    }
+    grid = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
+    depth = 1 / np.maximum(inverse["wall"](*grid), inverse["floor"](*grid))
+    frame = dataclasses.replace(wall_frame(0), depth_m=depth.astype(np.float32))
+    tilts = []
+    for identity in range(12):
+        batch, surface, u, v = seen_in_a_mirror(frame, identity, view)
+        mirror = batch.region == Region.MIRROR
+        assert batch.valid[mirror].all() and len(u) > 1000
+        truth = batch.depth_m[mirror].double().numpy()
+        assert (truth > surface).all()
+        wall, floor = inverse["wall"](u, v), inverse["floor"](u, v)
+        # off the crease, where four pixels around are on one plane
+        one_plane = np.abs(wall - floor) > 2 / K[0, 0]
+        scale = (truth * np.maximum(wall, floor) / surface)[one_plane]
+        assert len(scale) > 500
+        np.testing.assert_allclose(scale, scale[0], rtol=2e-6)
+        nearest = np.maximum(wall, floor).max()
+        assert (
+            abs(scale[0] / (GAP_BEHIND * nearest) - 1) < 2e-2
+        )  # the nearest one may lie between pixels
+        tilts.append(np.ptp(surface) / surface.min())
+    assert max(tilts) > 0.3
+
+
+def test_a_wall_seen_in_a_tilted_mirror_is_still_a_plane() -> None:
+    inverse = rays() @ np.array([-0.15, 0.05, 0.3])
+    frame = dataclasses.replace(wall_frame(0), depth_m=(1 / inverse).astype(np.float32))
+    for identity in range(8):
+        batch, surface, *_ = seen_in_a_mirror(frame, identity, WHOLE)
+        mirror = batch.region == Region.MIRROR
+        seen = 1 / batch.depth_m[mirror].double().numpy()
+        own = rays()[mirror[0, 0].numpy()]
+        fit, *_ = np.linalg.lstsq(own, seen, rcond=None)
+        np.testing.assert_allclose(own @ fit, seen, rtol=3e-6)
+        assert np.ptp(seen * surface) > 0.01  # and not the mirror's own
+
+
+@pytest.mark.parametrize("unknown", [np.nan, np.inf])
+def test_a_mirror_has_no_truth_where_the_depth_of_what_it_shows_is_unknown(unknown: float) -> None:
+    frame = wall_frame(2, holes=False)
+    depth = frame.depth_m.copy()
+    depth[np.random.default_rng(0).random(depth.shape) < 0.2] = unknown
+    frame = dataclasses.replace(frame, depth_m=depth)
+    batch, _, u, v = seen_in_a_mirror(frame, 3, WHOLE)
+    known = np.isfinite(depth[np.floor(v).astype(int), np.floor(u).astype(int)])
+    away = np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.49  # from pixels' borders by more than rounding
+    valid = batch.valid[batch.region == Region.MIRROR].numpy()
+    assert np.array_equal(valid[away], known[away])
+    assert 0.7 < valid.mean() < 0.9
+    nothing = dataclasses.replace(frame, depth_m=np.full_like(depth, unknown))
+    (one,) = plan(frame, 3, dataclasses.replace(ALWAYS, max_pastes=1, content=MIRRORS))
+    _, after = pasted([nothing], [(one,)], "virtual")
+    mirror = after.region == Region.MIRROR
+    assert mirror.any() and not after.valid[mirror].any()
+
+
+@pytest.mark.parametrize("kind", [Kind.MIRROR, Kind.OPENING])
+def test_labelled_mirrors_seen_in_mirrors_and_openings_have_no_truth_but_their_surface(
+    kind: Kind,
+) -> None:
+    frame, one = only_of(kind, framed=1.0)
+    corners = project(K, one.picture_box.corners())
+    shows = corners
+    if one.portion is not None:
+        left, top, right, bottom = one.portion
+        shows = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    half = int(shows[:, 1].mean())
+    labels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    labels[:half] = Region.MIRROR
+    frame = dataclasses.replace(frame, region=labels)
+    labelled = Sources(
+        picture=picture,
+        frame=lambda number: dataclasses.replace(wall_frame(number % 7), region=labels),
+    )
+    known = {}
+    for target in ("surface", "ignore", "virtual"):
+        content = make_content(one, frame, WHOLE, K, labelled, target)
+        _, after = shown_on([frame], [(one,)], [[content]], target)
+        inside = after.region[0, 0] == kind.region
+        rows, columns = np.nonzero(inside.numpy())
+        pixels = np.stack([columns + 0.5, rows + 0.5, np.ones(len(rows))])
+        place = homography(corners, shows) @ pixels
+        row = place[1] / place[2]
+        valid = after.valid[0, 0][inside].numpy()
+        known[target] = [valid[row < half - 0.01].mean(), valid[row > half + 0.01].mean()]
+    assert min(known["surface"]) > 0.4
+    assert known["virtual"][0] == 0 and known["virtual"][1] > 0.4
+    assert known["ignore"] == ([0, 0] if kind is Kind.MIRROR else known["virtual"])
+
+
 def test_a_shadow_darkens_the_wall_and_nothing_in_front_of_it() -> None:
     frame, one = only_of(Kind.MIRROR)
     grey = np.full_like(frame.image, 180)
@@ -647,8 +859,8 @@ def test_the_fast_stage_equals_the_slow_reference(seed: int) -> None:
         ALWAYS, layout=layouts, shape=shapes, content=shares, mat=0.5, glass=0.5, stylised=0.3
     )
     pastes = plan(frame, seed, config)
-    shown = contents(frame, pastes)
-    target = "ignore" if seed % 2 else "surface"
+    target = ("surface", "ignore", "virtual")[seed % 3]
+    shown = contents(frame, pastes, target)
     before, after = shown_on([frame], [pastes], [shown], target)
     image, depth, valid, region = paste_reference(
         before.image[0].movedim(0, -1).numpy(),

@@ -220,6 +220,19 @@ def test_the_residual_is_zero_on_planes_and_half_of_a_step(seed: int) -> None:
     assert 0.004 < np.nanmax(residual[owner == 1]) < 0.02
 
 
+def test_a_virtual_image_is_not_asked_to_be_flat(config: TrainConfig) -> None:
+    paste = dataclasses.replace(config.paste, mirror_target="virtual")
+    rows = preview_rows(dataclasses.replace(config, paste=paste), 0, 12)
+    seen = 0
+    for row in rows:
+        mirror = row.region == Region.MIRROR
+        planar = (row.owner >= 0) & ~mirror & ~np.isnan(row.depth_m)
+        assert np.array_equal(np.isfinite(row.residual), planar)
+        assert not planar.any() or row.worst() < 1e-5
+        seen += int((mirror & ~np.isnan(row.depth_m)).sum())
+    assert seen > 1000
+
+
 def test_residual_colours() -> None:
     residual = np.array([[np.nan, 0.0, -1e-4, 1.0, 5e-5, -5e-5]])
     unknown, zero, limit, beyond, half, other_half = colour_residual(residual, 1e-4)[0].tolist()

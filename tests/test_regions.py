@@ -10,7 +10,7 @@ from PIL import Image
 
 import flatdepth
 from flatdepth.commands import pack as tool
-from flatdepth.config import DataConfig, EvalConfig, SetConfig, TrainConfig
+from flatdepth.config import DataConfig, EvalConfig, PasteConfig, SetConfig, TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.loader import to_device, training_samples, validation_sample
 from flatdepth.data.pack import export, pack, verify
@@ -18,8 +18,9 @@ from flatdepth.data.readers.folder import FolderReader
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.geometry import View, view_region
-from flatdepth.judge.validation import evaluate
+from flatdepth.judge.validation import evaluate, protocol
 from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.training.loop import make_training_batch
 from flatdepth.types import Region
 from tests.conftest import REPOSITORY, TinySets
 
@@ -138,6 +139,55 @@ def test_labelled_frames_are_judged_by_their_labels_and_trained_with_them(
     seen = [sample.is_labelled for _ in range(3) for sample in next(stream)]
     stream.close()
     assert any(seen) and not all(seen)
+
+
+@pytest.mark.parametrize("target", ["ignore", "virtual"])
+def test_labelled_mirrors_are_truth_only_as_surfaces(labelled_set: Path, target: str) -> None:
+    data = DataConfig(
+        train=[SetConfig(path=str(labelled_set), val_scenes=["scene3"])], height=28, width=42
+    )
+    seen = 0
+    for share in (0.0, 1.0):
+        batches = {}
+        for own in ("surface", target):
+            paste = PasteConfig(share=share, mirror_target=own)
+            config = TrainConfig(data=data, batch=2, micro_batch=2, paste=paste)
+            corpus = open_corpus(data)
+            stream = training_samples(corpus, config, first_step=0, rank=0, ranks=1, accumulation=1)
+            samples = [sample for _ in range(4) for sample in next(stream)]
+            stream.close()
+            batches[own] = make_training_batch(samples, config, torch.device("cpu"))
+        labels, _, _ = to_device(samples, torch.device("cpu"), depth_range_m=(0.1, 20.0))
+        mirror = labels.region == Region.MIRROR
+        background = batches[target].region == Region.BACKGROUND
+        surface, other = (batches[own].valid & background for own in ("surface", target))
+        assert torch.equal(other, surface & ~mirror)
+        seen += int((surface & mirror).sum())
+    assert seen > 500
+
+
+def test_validation_follows_the_target_of_mirrors_and_says_so_but_evaluation_does_not(
+    labelled_set: Path,
+) -> None:
+    data = DataConfig(
+        train=[SetConfig(path=str(labelled_set), val_scenes=["scene3"])], height=28, width=42
+    )
+    model = DepthAnythingV2("vitt", kind="metric").eval()
+    words = {
+        "surface": "",
+        "ignore": "mirrors have no truth",
+        "virtual": "labelled mirrors have none",
+    }
+    for target, word in words.items():
+        paste = PasteConfig(mirror_target=target)
+        config = TrainConfig(data=data, paste=paste, eval=EvalConfig(images=0, batch=1, pictures=0))
+        table = evaluate(model, open_corpus(data), config, Accelerator(cpu=True), title="").table
+        assert ("mirror" in table) == (target == "surface")
+        assert {"art", "flat", "background"} <= set(table)
+        assert protocol(config).endswith(word or "mean over images")
+    weights = REPOSITORY / "shards" / "demo_vitt.safetensors"
+    verdict = flatdepth.evaluate(weights, labelled_set, size=28)
+    assert "mirror" in verdict.domains[0].tables[0]
 
 
 def test_a_set_that_tells_what_is_flat_in_some_frames_is_judged_without_pastes(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -155,6 +155,18 @@ def contents(corpus: Corpus) -> Image.Image:
             for kind in (Kind.MIRROR, Kind.ART, Kind.MURAL, Kind.SCREEN)
         },
         "paste.content: things that are flat",
+    )
+
+
+def mirror_targets(corpus: Corpus) -> Image.Image:
+    """One mirror with each truth."""
+    targets: tuple[Literal["surface", "ignore", "virtual"], ...] = ("surface", "ignore", "virtual")
+    return over_depth(
+        {
+            target: one_of(corpus, Kind.MIRROR, replace(ONE, mirror_target=target))
+            for target in targets
+        },
+        "paste.mirror_target",
     )
 
 
@@ -336,6 +348,7 @@ FIGURES: dict[str, Callable[[Corpus], Image.Image]] = {
     "geometry": geometry,
     "layouts": layouts,
     "contents": contents,
+    "mirror_targets": mirror_targets,
     "decoys": decoys,
     "shapes": shapes,
     "frames": frames,

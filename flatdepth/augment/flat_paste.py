@@ -327,7 +327,10 @@ class FlatPaste(RandomTransplantation):
             picture=_no_picture if self._pictures is None else self._pictures.picture,
             frame=lambda number: others[number % len(others)],
         )
-        return plan, tuple(make_content(own, frame, view, thin.K_px, sources) for own in plan)
+        return plan, tuple(
+            make_content(own, frame, view, thin.K_px, sources, self._config.mirror_target)
+            for own in plan
+        )
 
 
 def _no_picture(number: int) -> UInt8[np.ndarray, "h w 3"]:

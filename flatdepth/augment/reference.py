@@ -77,6 +77,12 @@ def paste_reference(
             scene_m[rows, columns] = np.nan_to_num(opening.depth_m, nan=0.0, posinf=0.0)
             colour = colour + np.clip(inner + 0.5, 0, 1)[..., None] * (scene - colour)
             truth = np.where(hole, scene_m, truth)
+        if content.reflection is not None:
+            virtual = content.reflection
+            behind = np.zeros_like(out_depth)
+            for (row, column), own in np.ndenumerate(virtual.depth_m):
+                behind[virtual.top + row, virtual.left + column] = own if np.isfinite(own) else 0.0
+            truth = np.where(hole, behind, truth)
 
         with np.errstate(divide="ignore"):
             on_wall = facing & (~valid | (np.abs(depth_m / z - 1) < 0.06))

@@ -20,7 +20,7 @@ from jaxtyping import Float, Float64, UInt8
 from threadpoolctl import ThreadpoolController
 
 from flatdepth.augment.draw.composite import PasteGroup, stack_plans
-from flatdepth.augment.draw.content import Content, Sources, make_content
+from flatdepth.augment.draw.content import Content, Sources, make_content, true_depth
 from flatdepth.augment.photometric import NEUTRAL, draw_photometric
 from flatdepth.augment.plan.coarse import thin_view
 from flatdepth.augment.plan.layout import Paste, is_pasted, plan_pastes
@@ -60,7 +60,7 @@ class Sample:
         view: the crop, resize and flip to the network's input.
         plan: its pastes from back to front.
         contents: per paste what it shows.
-        mirror_target: whether mirrors have truth, as `paste.mirror_target`.
+        mirror_target: which truth mirrors have, as `paste.mirror_target`.
         photometric: (10,) factors of ``draw_photometric``.
         identity: number of the frame in the run.
         loss_seed: what random numbers of a loss follow from, below 2^32.
@@ -273,7 +273,10 @@ def pasted_sample(
             picture=pictures.picture,
             frame=lambda number: subset.frame(number % len(subset)),
         )
-        contents = tuple(make_content(paste, frame, view, thin.K_px, sources) for paste in plan)
+        contents = tuple(
+            make_content(paste, frame, view, thin.K_px, sources, pastes.mirror_target)
+            for paste in plan
+        )
     if photometric is None:
         photometric = np.array(list(NEUTRAL.values()))
     return Sample(
@@ -331,7 +334,8 @@ def to_device(
     """Copy samples to a device and cut their views there.
 
     Args:
-        depth_range_m: (near, far); depth outside is not valid.
+        depth_range_m: (near, far); depth outside is not valid, nor is that on labelled mirrors
+            unless their surface is the truth (``true_depth``).
 
     Returns:
         The batch as it was photographed, the pastes to put into it, and the photometric factors,
@@ -340,7 +344,8 @@ def to_device(
     images, depths, regions = [], [], []
     for sample in samples:
         image = _copy(torch.from_numpy(np.ascontiguousarray(sample.frame.image)), device)
-        depth = _copy(torch.from_numpy(np.ascontiguousarray(sample.frame.depth_m)), device)
+        truth = true_depth(sample.frame, sample.mirror_target)
+        depth = _copy(torch.from_numpy(np.ascontiguousarray(truth)), device)
         images.append(view_image(image.movedim(-1, 0).to(torch.float32) / 255, sample.view))
         depths.append(view_depth(depth, sample.view))
         regions.append(_region(sample, device))

@@ -56,10 +56,16 @@ def protocol(config: TrainConfig) -> str:
         "relative": "scale and shift aligned in inverse depth by least squares over each image",
         "affine": "scale and shift aligned in depth by least squares over each image",
     }[config.model.kind]
+    mirrors = {
+        "surface": "",
+        "ignore": "; mirrors have no truth",
+        "virtual": "; truth in pasted mirrors is the scene that they show, behind their plane, and "
+        "labelled mirrors have none",
+    }[config.paste.mirror_target]
     return (
         f"{config.model.kind} depth, {alignment}, {config.data.min_depth_m:g} to "
         f"{config.model.max_depth_m:g} m, central view resized to {config.data.height} x "
-        f"{config.data.width} px, no further crop; mean over images"
+        f"{config.data.width} px, no further crop; mean over images{mirrors}"
     )
 
 

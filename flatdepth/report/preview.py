@@ -191,15 +191,20 @@ def _row(seen: Seen, position: int) -> Row:
     depth_m, valid = batch.depth_m[position, 0].numpy(), batch.valid[position, 0].numpy()
     owner = seen.owner[position, 0].numpy()
     region = batch.region[position, 0].numpy()
-    flat = np.where(region == Region.DECOY, -1, owner)
+    sample = seen.samples[position]
+    bent = region == Region.DECOY
+    if sample.mirror_target == "virtual":
+        bent |= region == Region.MIRROR
     return Row(
         step=seen.step,
-        sample=seen.samples[position],
+        sample=sample,
         image=image,
         depth_m=np.where(valid, depth_m, np.float32(np.nan)),
         region=region,
         owner=owner,
-        residual=plane_residual(depth_m, valid, flat, batch.K_px[position].numpy()),
+        residual=plane_residual(
+            depth_m, valid, np.where(bent, -1, owner), batch.K_px[position].numpy()
+        ),
     )
 
 
@@ -348,7 +353,7 @@ def _tilt_deg(paste: Paste) -> float:
 
 
 def _residual(worst: float) -> str:
-    return f"max {worst:.1e}" if math.isfinite(worst) else "not visible"
+    return f"max {worst:.1e}" if math.isfinite(worst) else "no plane seen"
 
 
 def _css(colour: Sequence[float] | Float64[np.ndarray, " 3"]) -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatdepth.augment.draw.content import Content
+from flatdepth.augment.draw.content import Content, Opening, Reflection
 from flatdepth.augment.draw.texture import COLUMNS, Canvas, canvas, draw_textures, look_row
 from flatdepth.augment.plan.appearance import Kind
 from flatdepth.augment.plan.layout import Paste
@@ -44,10 +44,12 @@ class Layer:
         region: (B, 1, 1, 1) uint8, region inside the frame.
         front: (B, 1, 1, 1) background nearer than ``front`` times the surface's depth stays in
             front.
-        empty, opening, ignored, gradient: (B, 1, 1, 1) bool: an empty frame, an opening, a mirror
-            without truth, a legacy depth.
+        empty, opening, beyond, ignored, gradient: (B, 1, 1, 1) bool: an empty frame, an opening, a
+            scene behind the plane as truth (in an opening or a mirror), a mirror without truth, a
+            legacy depth.
         scene: (B, 3, height, width) uint8, what is behind an opening; None if there is none.
-        scene_depth_m: (B, 1, height, width) float32, its depth, 0 unknown.
+        scene_depth_m: (B, 1, height, width) float32, depth behind the plane, 0 unknown; None if
+            there is none.
     """
 
     windows: tuple[tuple[int, int], ...]
@@ -61,6 +63,7 @@ class Layer:
     front: Float[Tensor, "b 1 1 1"]
     empty: Tensor
     opening: Tensor
+    beyond: Tensor
     ignored: Tensor
     gradient: Tensor
     scene: Tensor | None
@@ -161,7 +164,7 @@ def stack_plans(
         contents: per paste what it shows.
         K_px: intrinsics of the images.
         height, width: size of the images in pixels.
-        mirror_target: ``"surface"`` or ``"ignore"``: whether mirrors have truth.
+        mirror_target: as `paste.mirror_target`; what is virtual was made with the contents.
         together: images that are worked on at once. They share the size of textures and windows,
             so one by one is least work, and all at once the fewest kernels; the result is the same.
     """
@@ -254,8 +257,7 @@ def _layer(
     lines[:, 2, 2] = -1.0
     region = np.zeros(batch, dtype=np.uint8)
     front = np.zeros(batch)
-    flags = np.zeros((4, batch), dtype=bool)
-    any_opening = any(content is not None and content.opening is not None for content in shown)
+    flags = np.zeros((5, batch), dtype=bool)
     scene = np.zeros((batch, 3, window_height, window_width), dtype=np.uint8)
     scene_depth = np.zeros((batch, 1, window_height, window_width), dtype=np.float32)
     from_centre = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])
@@ -268,22 +270,25 @@ def _layer(
         region[sample] = int(paste.kind.region)
         front[sample] = paste.front
         opening = content.opening
+        behind = opening or content.reflection
         flags[:, sample] = (
             paste.kind.is_decoy and opening is None,
             opening is not None,
+            behind is not None,
             ignore_mirrors and paste.kind is Kind.MIRROR,
             paste.depth_gradient is not None,
         )
         if opening is not None:
             _put(scene[sample], opening.image.transpose(2, 0, 1), opening, windows[sample])
-            known = np.nan_to_num(opening.depth_m, nan=0.0, posinf=0.0)
-            _put(scene_depth[sample], known[None], opening, windows[sample])
+        if behind is not None:
+            known = np.nan_to_num(behind.depth_m, nan=0.0, posinf=0.0)
+            _put(scene_depth[sample], known[None], behind, windows[sample])
     offset = np.array([[left - width / 2 + 0.5, top - height / 2 + 0.5] for top, left in windows])
 
     def per_image(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values)[:, None, None, None]
 
-    empty, opening_flag, ignored, gradient = (per_image(row_flags) for row_flags in flags)
+    empty, opening_flag, beyond, ignored, gradient = map(per_image, flags)
     return Layer(
         windows=windows,
         height=window_height,
@@ -296,16 +301,22 @@ def _layer(
         front=per_image(front.astype(np.float32)),
         empty=empty,
         opening=opening_flag,
+        beyond=beyond,
         ignored=ignored,
         gradient=gradient,
-        scene=torch.from_numpy(scene) if any_opening else None,
-        scene_depth_m=torch.from_numpy(scene_depth) if any_opening else None,
+        scene=torch.from_numpy(scene) if opening_flag.any() else None,
+        scene_depth_m=torch.from_numpy(scene_depth) if beyond.any() else None,
     )
 
 
-def _put(target: NDArray[Any], source: NDArray[Any], opening: Any, window: tuple[int, int]) -> None:
+def _put(
+    target: NDArray[Any],
+    source: NDArray[Any],
+    part: Opening | Reflection,
+    window: tuple[int, int],
+) -> None:
     """Copy (C, h, w) from its place in the view to its place in a window."""
-    top, left = opening.top - window[0], opening.left - window[1]
+    top, left = part.top - window[0], part.left - window[1]
     rows = slice(max(top, 0), min(top + source.shape[1], target.shape[1]))
     columns = slice(max(left, 0), min(left + source.shape[2], target.shape[2]))
     target[:, rows, columns] = source[
@@ -377,7 +388,8 @@ def paste(
 
     Returns:
         A new batch; ``depth_m`` on a paste is the planar depth of its surface in metres, behind an
-        opening that of the scene seen through it.
+        opening that of the scene seen through it, in a mirror with a reflection that of its virtual
+        image.
     """
     result = replace(
         batch,
@@ -440,12 +452,12 @@ def _paste_layer(
     weight = outer.clamp(0, 1) * (1.25 - 2.5 * in_front).clamp(0, 1)
     weight = torch.where(layer.empty, weight * (-inner).clamp(0, 1), weight)
     truth = torch.where(layer.gradient, affine[:, 3:4], z)
-    if layer.scene is not None and layer.scene_depth_m is not None:
-        through = layer.opening & hole
+    if layer.scene is not None:
         behind = layer.scene.to(torch.float32) / 255
         mix = (inner + 0.5).clamp(0, 1) * layer.opening
         colour = torch.lerp(colour, behind, mix)
-        truth = torch.where(through, layer.scene_depth_m, truth)
+    if layer.scene_depth_m is not None:
+        truth = torch.where(layer.beyond & hole, layer.scene_depth_m, truth)
 
     on_wall = (~known | ((scene_m * inverse - 1).abs() < ON_WALL)) & (inverse > 0)
     # where something in front covers the paste, it covers the shadow

@@ -19,11 +19,11 @@ from flatdepth.augment.draw.texture import canvas
 from flatdepth.augment.plan.appearance import Kind
 from flatdepth.augment.plan.layout import CONTRAST, Paste
 from flatdepth.augment.rng import Draws
-from flatdepth.geometry import View, project, view_depth
-from flatdepth.types import Frame
+from flatdepth.geometry import View, project, sample_depth, view_depth
+from flatdepth.types import Frame, Region
 
-OPENING_GAP = 1.03
-
+GAP_BEHIND = 1.03
+"""At least so many times as far away as the surface is what lies behind it."""
 
 PICTURE_CACHE = 96
 """Pictures of a collection that are kept decoded."""
@@ -48,17 +48,32 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reflection:
+    """The virtual image of a mirror over a part of the view, where that is the truth.
+
+    Attributes:
+        left, top: of the part, in view pixels.
+        depth_m: (h, w) float32 planar z in metres behind the mirror's plane; NaN unknown.
+    """
+
+    left: int
+    top: int
+    depth_m: Float32[np.ndarray, "h w"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
     """What a paste shows: ``picture`` of (height, width) = ``Paste.picture_px``, or an opening.
 
     An empty frame, and an opening for which no scene fits, has neither. ``grain`` is the
     photograph's noise over the whole canvas, frame and mat included, 128 for none; None if it has
-    none.
+    none. ``reflection`` is the truth of a mirror's picture if that is not its surface.
     """
 
     grain: UInt8[np.ndarray, "canvas_h canvas_w"] | None = None
     picture: UInt8[np.ndarray, "h w 3"] | None = None
     opening: Opening | None = None
+    reflection: Reflection | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +97,7 @@ class Scene(NamedTuple):
     view: View
     K_px: np.ndarray
     sources: Sources
+    mirror_target: str
 
 
 def reduced(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
@@ -90,15 +106,40 @@ def reduced(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(picture)
 
 
+def true_depth(frame: Frame, mirror_target: str) -> Float32[np.ndarray, "h w"]:
+    """The depth of a frame that is truth, (h, w) planar z in metres; NaN where there is none.
+
+    What is measured on the frame's own labelled mirrors is their surface, so it is no truth if
+    ``mirror_target`` (as `paste.mirror_target`) is another.
+    """
+    if mirror_target == "surface" or frame.region is None:
+        return frame.depth_m
+    return np.where(frame.region == Region.MIRROR, np.float32(np.nan), frame.depth_m)
+
+
 def make_content(
-    paste: Paste, frame: Frame, view: View, K_px: np.ndarray, sources: Sources
+    paste: Paste,
+    frame: Frame,
+    view: View,
+    K_px: np.ndarray,
+    sources: Sources,
+    mirror_target: str = "surface",
 ) -> Content:
-    """Make what a paste into a view of ``frame`` with intrinsics ``K_px`` shows."""
+    """Make what a paste into a view of ``frame`` with intrinsics ``K_px`` shows.
+
+    ``mirror_target``, as `paste.mirror_target`, changes no picture.
+    """
     grain = _grain(paste)
-    shown = CONTENTS[paste.kind](Scene(paste, frame, view, K_px, sources))
+    scene = Scene(paste, frame, view, K_px, sources, mirror_target)
+    shown = CONTENTS[paste.kind](scene)
     if shown is None or isinstance(shown, Opening):
         return Content(grain=grain, opening=shown)
-    return Content(grain=grain, picture=_worn(shown, paste))
+    virtual = paste.kind is Kind.MIRROR and mirror_target == "virtual"
+    return Content(
+        grain=grain,
+        picture=_worn(shown, paste),
+        reflection=_reflection(scene) if virtual else None,
+    )
 
 
 def _mirrored(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
@@ -106,6 +147,44 @@ def _mirrored(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
     left, top, right, bottom = scene.paste.portion
     u, v = scene.view.source_pixels(np.array([left, right]), np.array([top, bottom]))
     return _softened(scene.frame.image, (u[0], v[0], u[1], v[1]), scene.paste)
+
+
+def _reflection(scene: Scene) -> Reflection:
+    """The scene behind a mirror's plane whose picture the mirror shows.
+
+    The mirror's picture is the portion under a homography: a pixel p of the view shows the point q
+    of the photograph with M p = q / z_surface(p), where M is ``Rectangle.pixel_matrix`` followed by
+    the affine map from the rectangle to the portion. The linear map X' = s K^-1 M^-1 K X takes the
+    photographed scene to one of which this camera's picture is just that: X = z(q) K^-1 q becomes
+    s z(q) z_surface(p) K^-1 p, so
+
+        z'(p) = s z(q) z_surface(p)
+
+    and planes stay planes. With s the nearest point of the portion comes to lie ``GAP_BEHIND``
+    times as far away as the surface.
+    """
+    paste = scene.paste
+    assert paste.portion is not None
+    left, top, right, bottom = _seen_part(paste, scene.view, scene.K_px)
+    v, u = np.mgrid[top:bottom, left:right] + 0.5
+    pixels = np.stack([u, v, np.ones_like(u)])
+    a, b, inverse = np.tensordot(paste.rectangle.pixel_matrix(scene.K_px), pixels, axes=1)
+    surface = np.divide(1.0, inverse, out=np.zeros_like(inverse), where=inverse > 0)
+    box = paste.picture_box
+    x = (0.5 + a * surface / box.width).clip(0, 1)
+    y = (0.5 - b * surface / box.height).clip(0, 1)
+    portion_left, portion_top, portion_right, portion_bottom = paste.portion
+    source = scene.view.source_pixels(
+        portion_left + x * (portion_right - portion_left),
+        portion_top + y * (portion_bottom - portion_top),
+    )
+    depth_m = torch.from_numpy(np.ascontiguousarray(true_depth(scene.frame, scene.mirror_target)))
+    depth = sample_depth(depth_m, *map(torch.from_numpy, source)).double().numpy()
+    depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
+    if paste.depth_gradient is not None:
+        surface = np.tensordot(paste.depth_gradient, pixels, axes=1)
+    scale = GAP_BEHIND / np.fmin.reduce(depth, axis=None, initial=np.inf)
+    return Reflection(left=left, top=top, depth_m=(scale * depth * surface).astype(np.float32))
 
 
 def _another_frame(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
@@ -208,26 +287,33 @@ def _grain(paste: Paste) -> UInt8[np.ndarray, "canvas_h canvas_w"] | None:
     return np.clip(np.round(grain + 128), 0, 255).astype(np.uint8)
 
 
-def _opening(paste: Paste, view: View, K_px: np.ndarray, sources: Sources) -> Opening | None:
+def _seen_part(paste: Paste, view: View, K_px: np.ndarray) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the view's pixels around what is inside frame and mat."""
+    corners = project(K_px, paste.picture_box.corners())
+    size = np.array([view.width, view.height])
+    first = (np.floor(corners.min(axis=0)).astype(int) - 1).clip(0, size)
+    last = (np.ceil(corners.max(axis=0)).astype(int) + 1).clip(first, size)
+    (left, top), (right, bottom) = first.tolist(), last.tolist()
+    return left, top, right, bottom
+
+
+def _opening(scene: Scene) -> Opening | None:
     """Another frame seen with the same camera, its scene scaled to begin behind the plane.
 
     A frame cut and resized so that its intrinsics become those of the view is what this camera
     would see there; making its scene s times as large changes nothing in the image, so its depth
     times s is exact. None if none of four frames reaches over the opening or has depth in it.
     """
-    corners = project(K_px, paste.picture_box.corners())
-    left, top = np.floor(corners.min(axis=0)).astype(int) - 1
-    right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 1
-    left, right = max(0, int(left)), min(view.width, int(right))
-    top, bottom = max(0, int(top)), min(view.height, int(bottom))
+    paste, K_px = scene.paste, scene.K_px
+    left, top, right, bottom = _seen_part(paste, scene.view, K_px)
     if right - left < 2 or bottom - top < 2:
         return None
     for attempt in range(4):
-        frame = sources.frame(paste.draws.child(200 + attempt).integer("frame", 2**31))
+        frame = scene.sources.frame(paste.draws.child(200 + attempt).integer("frame", 2**31))
         crop = _same_camera(frame, K_px, left, top, right, bottom)
         if crop is None:
             continue
-        depth = view_depth(torch.from_numpy(np.ascontiguousarray(frame.depth_m)), crop).numpy()
+        depth = _cut(frame.depth_m, crop)
         u = np.arange(left, right) + 0.5
         v = np.arange(top, bottom) + 0.5
         m_px = paste.rectangle.plane @ np.linalg.inv(K_px)
@@ -236,8 +322,10 @@ def _opening(paste: Paste, view: View, K_px: np.ndarray, sources: Sources) -> Op
         if known.mean() < 0.5:
             continue
         scale = float((1 / (depth[known] * surface[known])).max())
-        scale *= OPENING_GAP * paste.draws.uniform("opening", 1.0, 1.3)
+        scale *= GAP_BEHIND * paste.draws.uniform("opening", 1.0, 1.3)
         box = (crop.left, crop.top, crop.left + crop.crop_width, crop.top + crop.crop_height)
+        truth = true_depth(frame, scene.mirror_target)
+        depth = depth if truth is frame.depth_m else _cut(truth, crop)
         return Opening(
             left=left,
             top=top,
@@ -245,6 +333,10 @@ def _opening(paste: Paste, view: View, K_px: np.ndarray, sources: Sources) -> Op
             depth_m=np.where(np.isfinite(depth), depth * np.float32(scale), np.float32(np.nan)),
         )
     return None
+
+
+def _cut(depth_m: Float32[np.ndarray, "h w"], crop: View) -> Float32[np.ndarray, "out_h out_w"]:
+    return view_depth(torch.from_numpy(np.ascontiguousarray(depth_m)), crop).numpy()
 
 
 def _same_camera(
@@ -276,7 +368,7 @@ CONTENTS: dict[str, Callable[[Scene], UInt8[np.ndarray, "h w 3"] | Opening | Non
     Kind.ART: lambda scene: _filling(scene.sources.picture(scene.paste.picture), scene.paste),
     Kind.MURAL: _another_frame,
     Kind.SCREEN: _another_frame,
-    Kind.OPENING: lambda s: _opening(s.paste, s.view, s.K_px, s.sources),
+    Kind.OPENING: _opening,
     Kind.EMPTY: lambda _: None,
 }
 """Name in ``ContentShares`` -> what it shows: a picture of ``Paste.picture_px``, an opening, or
