@@ -1,5 +1,6 @@
 """Frames whose own mirrors and pictures are labelled: packed, read, cut and judged by those."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,26 @@ from accelerate import Accelerator
 from PIL import Image
 
 import flatdepth
+from flatdepth.augment.draw.content import true_depth
+from flatdepth.augment.photometric import NEUTRAL
+from flatdepth.augment.rng import Draws
 from flatdepth.commands import pack as tool
-from flatdepth.config import DataConfig, EvalConfig, PasteConfig, SetConfig, TrainConfig
+from flatdepth.config import (
+    ContentShares,
+    DataConfig,
+    EvalConfig,
+    LossConfig,
+    PasteConfig,
+    SetConfig,
+    TrainConfig,
+)
 from flatdepth.data.frames import open_corpus
-from flatdepth.data.loader import to_device, training_samples, validation_sample
+from flatdepth.data.loader import (
+    pasted_sample,
+    to_device,
+    training_samples,
+    validation_sample,
+)
 from flatdepth.data.pack import export, pack, verify
 from flatdepth.data.readers.folder import FolderReader
 from flatdepth.data.shards.read import ShardSet
@@ -20,7 +37,8 @@ from flatdepth.errors import BadFrame, UserError
 from flatdepth.geometry import View, view_region
 from flatdepth.judge.validation import evaluate, protocol
 from flatdepth.models.depth_anything import DepthAnythingV2
-from flatdepth.training.loop import make_training_batch
+from flatdepth.report.preview import paste_owner
+from flatdepth.training.loop import loss_weight, make_training_batch
 from flatdepth.types import Region
 from tests.conftest import REPOSITORY, TinySets
 
@@ -141,6 +159,58 @@ def test_labelled_frames_are_judged_by_their_labels_and_trained_with_them(
     assert any(seen) and not all(seen)
 
 
+def test_training_weighs_labelled_things_as_it_does_pasted_ones(labelled_set: Path) -> None:
+    data = DataConfig(
+        train=[SetConfig(path=str(labelled_set), val_scenes=["scene3"])], height=28, width=42
+    )
+    mirrors = ContentShares(art=0, mural=0, screen=0, opening=0, empty=0)
+    pastes = PasteConfig(share=1.0, max_pastes=1, area=(0.03, 0.1), content=mirrors)
+    config = TrainConfig(data=data, paste=pastes)
+    corpus, cpu = open_corpus(data), torch.device("cpu")
+    frame = corpus.val[0].frame(0)
+    factors = np.array(list(NEUTRAL.values()))
+    sample = validation_sample(corpus, config, corpus.val[0], 0, pasted=False)
+    clean = make_training_batch([sample], config, cpu)
+    assert torch.equal(clean.region[0, 0], view_region(torch.from_numpy(frame.region), sample.view))
+    weight = loss_weight(clean, LossConfig(mirror=3.0, art=5.0))[clean.valid]
+    assert torch.equal(weight == 3, clean.region[clean.valid] == Region.MIRROR)
+    assert torch.equal(weight == 5, clean.region[clean.valid] == Region.ART)
+    for seed in range(20):
+        pasted = pasted_sample(
+            corpus.val[0],
+            0,
+            sample.view,
+            Draws(seed, 0, 0),
+            config.paste,
+            frame=frame,
+            pictures=corpus.pictures,
+            photometric=factors,
+            depth_range_m=(0.1, 20.0),
+        )
+        if pasted.plan:
+            break
+    batch = make_training_batch([pasted], config, cpu)
+    unchanged = batch.depth_m == clean.depth_m
+    assert not unchanged.all()
+    changed = batch.region != clean.region
+    assert changed.any() and not (changed & (batch.region == Region.BACKGROUND)).any()
+    owner = paste_owner([pasted], config)
+    assert (owner[unchanged] == -1).all() and (owner[changed] == 0).all()
+
+
+def test_behind_a_labelled_mirror_is_what_the_source_measured(labelled_set: Path) -> None:
+    with ShardSet.open(labelled_set) as shards:
+        frame = next(f for f in map(shards.frame, range(len(shards))) if f.region is not None)
+    behind = frame.depth_m + 7
+    other = dataclasses.replace(frame, behind_m=behind)
+    mirror = frame.region == Region.MIRROR
+    for target, expected in (("surface", frame.depth_m), ("virtual", behind)):
+        truth = true_depth(other, target)
+        np.testing.assert_array_equal(truth[mirror], expected[mirror])
+        np.testing.assert_array_equal(truth[~mirror], frame.depth_m[~mirror])
+    assert np.isnan(true_depth(other, "ignore")[mirror]).all()
+
+
 @pytest.mark.parametrize("target", ["ignore", "virtual"])
 def test_labelled_mirrors_are_truth_only_as_surfaces(labelled_set: Path, target: str) -> None:
     data = DataConfig(
@@ -148,7 +218,7 @@ def test_labelled_mirrors_are_truth_only_as_surfaces(labelled_set: Path, target:
     )
     seen = 0
     for share in (0.0, 1.0):
-        batches = {}
+        batches, labels = {}, {}
         for own in ("surface", target):
             paste = PasteConfig(share=share, mirror_target=own)
             config = TrainConfig(data=data, batch=2, micro_batch=2, paste=paste)
@@ -157,10 +227,10 @@ def test_labelled_mirrors_are_truth_only_as_surfaces(labelled_set: Path, target:
             samples = [sample for _ in range(4) for sample in next(stream)]
             stream.close()
             batches[own] = make_training_batch(samples, config, torch.device("cpu"))
-        labels, _, _ = to_device(samples, torch.device("cpu"), depth_range_m=(0.1, 20.0))
-        mirror = labels.region == Region.MIRROR
-        background = batches[target].region == Region.BACKGROUND
-        surface, other = (batches[own].valid & background for own in ("surface", target))
+            labels[own], _, _ = to_device(samples, torch.device("cpu"), depth_range_m=(0.1, 20.0))
+        mirror = labels[target].region == Region.MIRROR
+        unpasted = batches["surface"].depth_m == labels["surface"].depth_m
+        surface, other = (batches[own].valid & unpasted for own in ("surface", target))
         assert torch.equal(other, surface & ~mirror)
         seen += int((surface & mirror).sum())
     assert seen > 500

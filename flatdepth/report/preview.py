@@ -164,7 +164,12 @@ def paste_owner(samples: list[Sample], config: TrainConfig) -> Int64[Tensor, "b 
     for number in range(max(len(sample.plan) for sample in samples)):
         one = slice(number, number + 1)
         alone = [
-            replace(sample, plan=sample.plan[one], contents=sample.contents[one])
+            replace(
+                sample,
+                frame=replace(sample.frame, region=None),
+                plan=sample.plan[one],
+                contents=sample.contents[one],
+            )
             for sample in samples
         ]
         region = make_training_batch(alone, config, _CPU).region

@@ -259,7 +259,8 @@ def make_training_batch(samples: list[Sample], config: TrainConfig, device: torc
     pasted = paste(batch.image, batch.depth_m, batch.K_px, batch.valid, params=as_params(plans))
     drawn = {"factors": factors, "batch_prob": torch.ones(len(samples))}
     image = Photometric(config.photometric, p=1.0)(pasted.image, params=drawn)
-    return dataclasses.replace(batch, **pasted._replace(image=image)._asdict())
+    region = torch.where(pasted.region > 0, pasted.region, batch.region)
+    return dataclasses.replace(batch, **pasted._replace(image=image, region=region)._asdict())
 
 
 def loss_weight(batch: Batch, config: LossConfig) -> Float[Tensor, "b 1 h w"]:

@@ -109,12 +109,16 @@ def reduced(picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 def true_depth(frame: Frame, mirror_target: str) -> Float32[np.ndarray, "h w"]:
     """The depth of a frame that is truth, (h, w) planar z in metres; NaN where there is none.
 
-    What is measured on the frame's own labelled mirrors is their surface, so it is no truth if
-    ``mirror_target`` (as `paste.mirror_target`) is another.
+    On the frame's own labelled mirrors it is their surface. If ``mirror_target`` (as
+    `paste.mirror_target`) is another there is none, but with ``virtual`` what was measured instead
+    of the surface (``Frame.behind_m``).
     """
     if mirror_target == "surface" or frame.region is None:
         return frame.depth_m
-    return np.where(frame.region == Region.MIRROR, np.float32(np.nan), frame.depth_m)
+    other: Float32[np.ndarray, "h w"] | np.float32 = np.float32(np.nan)
+    if mirror_target == "virtual" and frame.behind_m is not None:
+        other = frame.behind_m
+    return np.where(frame.region == Region.MIRROR, other, frame.depth_m)
 
 
 def make_content(
