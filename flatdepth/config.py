@@ -504,6 +504,9 @@ class ModelConfig:
     trained of the encoder; 0: none. Saved weights have them merged in. Needs the package peft."""
     lora_alpha: float = 16.0
     """The adapters' output is multiplied by lora_alpha / lora_rank."""
+    teacher: str | None = None
+    """Weights of the teacher that `loss.teacher` asks for, in any form that `checkpoint` takes, of
+    any network. Null: those the run starts from."""
 
     def __post_init__(self) -> None:
         _require_name("model.name", self.name, NETWORKS)
@@ -572,6 +575,10 @@ class LossConfig:
     """Weight of the frames' pixels."""
     decoy: float = 1.0
     """Weight of decoy pixels."""
+    teacher: float = 0.0
+    """Factor of the same loss against a frozen teacher's depth of the photograph without pastes, on
+    background pixels, those without truth too; it keeps what the network knew there. 0: no teacher.
+    The teacher is `model.teacher`, or the network as it started."""
 
     @property
     def is_own(self) -> bool:
@@ -588,6 +595,11 @@ class LossConfig:
             f"loss.terms: a loss of the network's own cannot be added to others, got "
             f"{', '.join(self.terms)}; give it alone",
         )
+        _require(
+            not self.is_own or not self.teacher,
+            f"loss.teacher: a teacher's depth is compared by losses in pixels, not by "
+            f"{', '.join(self.terms)}; set it to 0, or take other terms",
+        )
         _check(
             "loss.",
             self,
@@ -600,6 +612,7 @@ class LossConfig:
             art=WEIGHT,
             frame=WEIGHT,
             decoy=WEIGHT,
+            teacher=WEIGHT,
         )
 
 
@@ -780,4 +793,12 @@ class TrainConfig:
             f"loss.terms: {', '.join(metric_only)} compare metres, which a model of kind "
             f"{self.model.kind} does not predict; take affine and ranking, or set model.kind to "
             "metric",
+        )
+        starts_knowing = self.model.checkpoint is not None and self.model.head == "keep"
+        _require(
+            not self.loss.teacher or self.model.teacher is not None or starts_knowing,
+            "loss.teacher: the network starts with a random "
+            f"{'head' if self.model.checkpoint else 'network'}, which is no teacher; give "
+            "model.teacher the weights of one"
+            f"{' or set model.head to keep' if self.model.checkpoint else ' or model.checkpoint'}",
         )

@@ -226,3 +226,14 @@ class Batch:
     def focal_px(self) -> Tensor:
         """(B,) focal lengths in pixels: the mean of fx and fy."""
         return self.K_px.diagonal(dim1=-2, dim2=-1)[:, :2].mean(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingBatch(Batch):
+    """A batch with pastes and changed colours.
+
+    Attributes:
+        photograph: (B, 3, H, W) the same images before either; None where nobody asks for them.
+    """
+
+    photograph: Tensor | None

@@ -25,7 +25,8 @@ from flatdepth.models.network import DepthNetwork
 from flatdepth.training import runlog
 from flatdepth.training.launch import use_autocast_alone
 from flatdepth.training.state import Progress
-from flatdepth.types import Batch
+from flatdepth.training.teacher import Lesson, Teacher
+from flatdepth.types import Batch, TrainingBatch
 
 
 class Network(DepthNetwork):
@@ -163,6 +164,37 @@ def train_sharded_in_fp16(
 
     loop.make_accelerator, loop.count_step = keep_scaler, write_down
     train_sharded(config, rank, ranks, port)
+
+
+def probe_taught(
+    config: TrainConfig,
+    kept: dict[int, int],
+    taught: dict[int, int],
+    out: Path,
+    rank: int,
+    ranks: int,
+    port: int,
+) -> None:
+    """``probe`` with a teacher of other weights.
+
+    Args:
+        taught: as ``kept``, of the pixels that the teacher's loss counts.
+    """
+
+    class Carved(Teacher):
+        def lesson(self, batch: TrainingBatch) -> Lesson:
+            whole = super().lesson(batch)
+            weight = whole.weight.flatten(1)
+            for row, identity in zip(weight, batch.sample.tolist(), strict=True):
+                row[taught.get(identity, 61 * identity % 300) :] = 0
+            return whole
+
+    def open_teacher(config: TrainConfig, student: DepthNetwork, _: Accelerator) -> Teacher:
+        torch.manual_seed(1)
+        return Carved(Network(), config, student)
+
+    loop.open_teacher = open_teacher
+    probe(config, kept, out, rank, ranks, port)
 
 
 def probe(

@@ -16,6 +16,7 @@ from flatdepth.config import (
     NETWORKS,
     DataConfig,
     EvalConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,
@@ -35,6 +36,7 @@ from flatdepth.training.memory import (
     Proposal,
     Simulation,
     build_bare_model,
+    build_bare_teacher,
     choose,
     count_flops,
     cuda_autocast,
@@ -59,13 +61,18 @@ def tiny(
     eval_batch: int = 1,
     optim: str = "adamw",
     ema: float = 0.0,
+    teacher: float = 0.0,
+    lora_rank: int = 0,
 ) -> TrainConfig:
     return TrainConfig(
         batch=4,
         micro_batch=micro_batch,
         precision=precision,
         data=DataConfig(height=84, width=98),
-        model=ModelConfig(encoder="vitt", checkpointing=checkpointing),
+        model=ModelConfig(
+            encoder="vitt", checkpointing=checkpointing, lora_rank=lora_rank, checkpoint="start.pth"
+        ),
+        loss=LossConfig(teacher=teacher),
         optim=OptimConfig(kind=optim, ema=ema),
         eval=EvalConfig(batch=eval_batch),
     )
@@ -79,6 +86,7 @@ def taken(config: TrainConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer, 
     """A real model and optimiser on the CPU after one step, and a function that takes another."""
     torch.manual_seed(0)
     model = build_bare_model(config)
+    teacher = build_bare_teacher(config, model)
     optimizer = make_optimizer(model, config.optim, CPU)
     step = partial(
         take_step,
@@ -88,6 +96,7 @@ def taken(config: TrainConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer, 
         partial(memory._empty_batch, config, CPU),
         micro_steps=2,
         enter=lambda _: None,
+        teacher=teacher,
     )
     step()
     return model, optimizer, step
@@ -117,15 +126,20 @@ def test_storages_count_from_their_making_to_their_last_reference() -> None:
     assert tracker.total == 0
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "encoder", "encoder+head"])
-def test_the_peak_is_that_of_the_cpu_allocator(checkpointing: str) -> None:
+@pytest.mark.parametrize(
+    ("checkpointing", "teacher"),
+    [("none", 0.0), ("encoder", 0.0), ("encoder+head", 0.0), ("encoder", 1.0)],
+)
+def test_the_peak_is_that_of_the_cpu_allocator(checkpointing: str, teacher: float) -> None:
     """The profiler's record of every allocation of a real step, in float32, is the oracle.
 
     The kernels of the CPU take little scratch memory in float32, and autocast has no part in it.
     """
-    config = tiny(checkpointing=checkpointing)
+    config = tiny(checkpointing=checkpointing, teacher=teacher)
     model, optimizer, step = taken(config)
     held = bytes_of([*model.parameters(), *model.buffers()])
+    if teacher:
+        held += bytes_of(p for p in model.parameters() if p.requires_grad)
     held += bytes_of(t for state in optimizer.state.values() for t in state.values())
     held += bytes_of(p.grad for p in model.parameters() if p.grad is not None)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
@@ -157,6 +171,39 @@ def test_what_stays_is_what_a_real_run_holds(kind: str) -> None:
         # Each tensor is rounded up to blocks; 8-bit AdamW has two tables of 1 KiB more.
         excess = parts[name] - bytes_of(tensors)
         assert -2048 <= excess < BLOCK * len(tensors), name
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_teacher_holds_in_half_precision_what_trains_and_shares_the_rest(lora_rank: int) -> None:
+    """With adapters that is the head: norms, scales and embeddings stay in float32."""
+    config = tiny(precision="fp16", teacher=1.0, lora_rank=lora_rank)
+    with torch.device("meta"):
+        plain = build_bare_model(tiny())
+    wide = re.compile(r"norm|gamma|cls_token|pos_embed")
+    copied = {
+        name: parameter.numel() * (4 if wide.search(name) else 2)
+        for name, parameter in plain.named_parameters()
+        if parameter.requires_grad and not (lora_rank and plain.is_encoder(name))
+    }
+    assert len(copied) > 20
+    found = simulate(config).peak.parts["teacher's weights"]
+    assert 0 <= found - sum(copied.values()) < BLOCK * len(copied)
+
+
+def test_a_teacher_is_gone_before_the_student_computes() -> None:
+    """Of its forward pass nothing but the lesson is left: a depth and a weight per pixel."""
+    config = tiny(teacher=1.0)
+    alone, taught = (simulate(tiny(teacher=t)).phase_peaks for t in (0.0, 1.0))
+    weights = simulate(config).peak.parts["teacher's weights"]
+    lesson = 2 * 4 * config.micro_batch * config.data.height * config.data.width
+    assert taught["forward"] - alone["forward"] == pytest.approx(weights + lesson, rel=0.01)
+    assert taught["teacher"] < taught["forward"]
+
+
+def test_a_teacher_costs_one_forward_pass() -> None:
+    """A third of a training's operations: the backward pass has two products for each."""
+    plain, taught = (count_flops(tiny(teacher=t)) for t in (0.0, 1.0))
+    assert taught / plain == pytest.approx(4 / 3, rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "encoder", "encoder+head"])
@@ -258,10 +305,20 @@ def test_recomputation_changes_no_gradient_under_autocast(dtype: torch.dtype) ->
         assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
 
 
-@pytest.mark.parametrize(("name", "limit_gib"), [("vitl_8gb", 6.0), ("vitl_4gb", 4.0)])
-def test_the_large_model_fits_as_promised(name: str, limit_gib: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "limit_gib", "options"),
+    [
+        ("vitl_8gb", 6.0, ()),
+        ("vitl_4gb", 4.0, ()),
+        ("vitl_8gb", 6.5, ("--loss.teacher=1",)),
+    ],
+)
+def test_the_large_model_fits_as_promised(
+    name: str, limit_gib: float, options: tuple[str, ...]
+) -> None:
     path = REPOSITORY / "configs" / f"{name}.yaml"
-    config = parse_config(TrainConfig, [f"--config={path}"], prog="train.py", description=None)
+    arguments = [f"--config={path}", *options]
+    config = parse_config(TrainConfig, arguments, prog="train.py", description=None)
     result = simulate(config)
     assert result.peak.total <= limit_gib * GIB
     # Weights and gradients of 335 million numbers are there at the peak, whatever else is.

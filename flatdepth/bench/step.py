@@ -24,7 +24,13 @@ from flatdepth.data.loader import Sample, to_device, training_samples
 from flatdepth.training.ema import Ema
 from flatdepth.training.launch import share_out
 from flatdepth.training.loop import loss_weight
-from flatdepth.training.memory import NextBatch, build_bare_model, count_flops, take_step
+from flatdepth.training.memory import (
+    NextBatch,
+    build_bare_model,
+    build_bare_teacher,
+    count_flops,
+    take_step,
+)
 from flatdepth.training.optim import make_optimizer
 
 WARM_UP = 2
@@ -92,7 +98,7 @@ class StepTimes:
         step_ms: the same of whole steps.
         images_per_s: at the median.
         data_wait_share: share of the median step spent waiting for the loader.
-        tflop_per_image: forward and backward without recomputation.
+        tflop_per_image: forward and backward without recomputation, and a teacher's forward.
         mfu: model FLOPs utilisation, the share of ``peak_tflops`` that these are; None without.
         peak_tflops: of the device, or None if unknown.
         environment: what the figures depend on.
@@ -130,6 +136,7 @@ def measure_steps(
     config, accumulation = prepared(config, device)
     with device:
         model = build_bare_model(config)
+        teacher = build_bare_teacher(config, model)
     if compile_with is not None:
         heads = [part for name, part in model.named_children() if not model.is_encoder(f"{name}.")]
         for module in (*model.blocks, *heads):
@@ -149,6 +156,7 @@ def measure_steps(
                 micro_steps=accumulation,
                 enter=clock.enter,
                 scaler=scaler,
+                teacher=teacher,
             )
             ema.update(number + 1)
             timed.append(clock.finish())

@@ -64,3 +64,15 @@ def merged(model: DepthNetwork) -> DepthNetwork:
         plain = model.like()
     plain.load_state_dict(state, strict=True)
     return plain
+
+
+def unadapted(model: DepthNetwork) -> dict[str, Tensor]:
+    """The state dict without the adapters, by the names that it had before them.
+
+    Not copied: parameters are the model's own ``nn.Parameter``.
+    """
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if ".lora_" not in name
+    }

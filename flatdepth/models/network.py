@@ -189,6 +189,10 @@ class DepthNetwork(nn.Module):
         size = DEFAULT_SIDE if self.trained_px is None else min(self.trained_px)
         return nearest_multiple(size, self.multiple)
 
+    def computes_in_half(self, module: str) -> bool:  # noqa: ARG002
+        """Whether autocast may compute the module of this name in half precision."""
+        return True
+
     def is_encoder(self, parameter: str) -> bool:
         """Whether a parameter of this name is the encoder's."""
         return parameter.startswith(self.encoder_prefix)

@@ -103,6 +103,9 @@ class TransformersNetwork(DepthNetwork):
         config = self.port.config
         return int(getattr(config.backbone_config, "image_size", None) or config.image_size)
 
+    def computes_in_half(self, module: str) -> bool:
+        return re.match(rf"{re.escape(PORT)}(?:{self.exact})(?:\.|$)", module) is None
+
     def logits(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
         self._position_index.clear()
         return self.predicted(image)[:, None]

@@ -1,11 +1,16 @@
 """Where a network computes, and in which types."""
 
+from collections.abc import Mapping
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs
 
 from flatdepth.cli import free_memory
 from flatdepth.errors import UserError
+
+HALF: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""What autocast computes in, by ``TrainConfig.precision``."""
 
 LEAST_BYTES_PER_PIXEL = 500
 """Memory of a forward pass per pixel of its input, rounded down; measured with the smallest
@@ -19,7 +24,7 @@ def autocast(accelerator: Accelerator) -> torch.autocast:
     thread that reads a variable meanwhile, as libjpeg does for every image, reads freed memory:
     some run in every few thousand steps ended in a segmentation fault.
     """
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    half = HALF.get(accelerator.mixed_precision)
     handler = accelerator.autocast_handler or AutocastKwargs()
     return torch.autocast(
         accelerator.device.type,

@@ -57,7 +57,8 @@ from flatdepth.training.state import (
     writing,
 )
 from flatdepth.training.stop import StopRequest
-from flatdepth.types import Batch, Region
+from flatdepth.training.teacher import open_teacher
+from flatdepth.types import Batch, Region, TrainingBatch
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -98,14 +99,17 @@ def _train(
     expect_room(config, accelerator.device)
     torch.manual_seed(config.seed)
     model = build_model(config, accelerator)
+    teacher = open_teacher(config, model, accelerator)
     optimizer = make_optimizer(model, config.optim, accelerator.device)
     peak_rates = [float(group["lr"]) for group in optimizer.param_groups]
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     place_gradients(wrapped, model.multiple, accelerator)
     ema = Ema(model, config.optim.ema)
-    progress = Progress(data=dict(corpus.digests))
+    progress = Progress(data=dict(corpus.digests), teacher=teacher.digest if teacher else "")
     if resume_from is not None:
-        progress = load_checkpoint(accelerator, resume_from, config, ema, progress.data)
+        progress = load_checkpoint(
+            accelerator, resume_from, config, ema, progress.data, progress.teacher
+        )
         if corpus.streams:
             accelerator.print(
                 f"note: the WebDataset streams begin anew at step {progress.step}, in an order "
@@ -168,7 +172,7 @@ def _train(
             for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
                 group["lr"] = peak * factor
             step_started, waited = time.perf_counter(), 0.0
-            sums = torch.zeros(2, device=accelerator.device)
+            sums = torch.zeros(3, device=accelerator.device)
             keys: list[str] = []
             for _ in range(accumulation):
                 wait_started = time.perf_counter()
@@ -184,14 +188,21 @@ def _train(
                     seeds = [sample.loss_seed for sample in samples]
                     own = own_arguments(config.loss, batch.depth_m, weight, seeds)
                     with autocast(accelerator):
+                        lesson = teacher.lesson(batch) if teacher else None
                         prediction = wrapped(batch.image, batch.focal_px, *own)
                     losses = depth_loss(model.kind, prediction, batch.depth_m, weight, config.loss)
+                    counts = (weight > 0).flatten(1).any(1)
+                    taught = torch.zeros_like(losses)
+                    if lesson is not None:
+                        taught = lesson.loss(model.kind, prediction)
+                        losses = losses + config.loss.teacher * taught
+                        counts |= (lesson.weight > 0).flatten(1).any(1)
                     accelerator.backward(losses.mean())
-                    has_truth = (weight > 0).flatten(1).any(1)
-                    sums += torch.stack((losses.detach().sum(), has_truth.sum()))
+                    parts = (losses.detach().sum(), taught.detach().sum(), counts.sum())
+                    sums += torch.stack(parts)
             if stop.agreed:
                 continue  # the step is not taken, and comes again when the run goes on
-            mean_loss, images, stop.agreed = _agree(sums, stop, accelerator)
+            (mean_loss, mean_taught), images, stop.agreed = _agree(sums, stop, accelerator)
             norm = math.nan
             if math.isfinite(mean_loss):
                 _scale_gradients(model, config.batch / images)
@@ -216,6 +227,7 @@ def _train(
                 grad_norm=norm,
                 images_per_s=config.batch / seconds,
                 data_wait_share=waited / seconds,
+                **({"teacher": mean_taught} if teacher else {}),
             )
 
         stream.close()
@@ -251,8 +263,13 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthNetwork:
 
 
 @torch.no_grad()
-def make_training_batch(samples: list[Sample], config: TrainConfig, device: torch.device) -> Batch:
-    """Samples as the model sees them: on the device, with pastes and changed colours."""
+def make_training_batch(
+    samples: list[Sample], config: TrainConfig, device: torch.device
+) -> TrainingBatch:
+    """Samples as the model sees them: on the device, with pastes and changed colours.
+
+    And as a teacher sees them, if there is one.
+    """
     depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
     batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
     paste = FlatPaste(config.paste, depth_range_m=depth_range_m, p=1.0)
@@ -260,7 +277,12 @@ def make_training_batch(samples: list[Sample], config: TrainConfig, device: torc
     drawn = {"factors": factors, "batch_prob": torch.ones(len(samples))}
     image = Photometric(config.photometric, p=1.0)(pasted.image, params=drawn)
     region = torch.where(pasted.region > 0, pasted.region, batch.region)
-    return dataclasses.replace(batch, **pasted._replace(image=image, region=region)._asdict())
+    return TrainingBatch(
+        **pasted._replace(image=image, region=region)._asdict(),
+        K_px=batch.K_px,
+        sample=batch.sample,
+        photograph=batch.image if config.loss.teacher else None,
+    )
 
 
 def loss_weight(batch: Batch, config: LossConfig) -> Float[Tensor, "b 1 h w"]:
@@ -270,18 +292,23 @@ def loss_weight(batch: Batch, config: LossConfig) -> Float[Tensor, "b 1 h w"]:
     return per_region[batch.region.long()] * batch.valid
 
 
-def _agree(sums: Tensor, stop: StopRequest, accelerator: Accelerator) -> tuple[float, int, bool]:
-    """(mean loss over a step's images with truth, how many they are, whether a rank was stopped).
+def _agree(
+    sums: Tensor, stop: StopRequest, accelerator: Accelerator
+) -> tuple[tuple[float, float], int, bool]:
+    """(mean loss and a teacher's part of it without its factor, both over a step's images that have
+    truth or a lesson; how many these are; whether a rank was stopped).
 
-    Over all ranks. The mean is NaN if no image has truth, and not finite if a loss is not.
+    Over all ranks. The means are NaN if there is no such image, and not finite if a loss is not.
     """
     mine = torch.cat((sums, sums.new_tensor([float(stop.received)])))
-    total, images, stops = accelerator.reduce(mine, "sum").tolist()
-    return total / images if images else math.nan, int(images), stops > 0
+    total, taught, images, stops = accelerator.reduce(mine, "sum").tolist()
+    if not images:
+        return (math.nan, math.nan), 0, stops > 0
+    return (total / images, taught / images), int(images), stops > 0
 
 
 def _scale_gradients(model: DepthNetwork, factor: float) -> None:
-    """From the mean over all images of the step, as accumulated, to that over those with truth."""
+    """From the mean over all images of the step, as accumulated, to that over those that count."""
     if factor != 1:
         for parameter in model.parameters():
             if parameter.grad is not None:

@@ -42,9 +42,11 @@ from flatdepth.models.network import (
     parameter_groups,
 )
 from flatdepth.models.networks import make_network
+from flatdepth.models.precision import HALF
 from flatdepth.training.ema import Ema
 from flatdepth.training.losses import depth_loss, own_arguments
 from flatdepth.training.optim import make_optimizer
+from flatdepth.training.teacher import Lesson, Teacher, bare_network
 
 GIB = 2**30
 BLOCK = 512
@@ -91,6 +93,7 @@ class MemoryTracker(TorchDispatchMode):
     PHASES: Mapping[str, str] = {
         "setup": "weights",
         "batch": "batch",
+        "teacher": "activations",
         "forward": "activations",
         "loss": "activations",
         "backward": "recomputed and temporary",
@@ -219,9 +222,15 @@ def simulate(config: TrainConfig) -> Simulation:
     cpu = torch.device("cpu")
     with torch.device("meta"):
         model = build_bare_model(config)
+        network = bare_network(config, model)
     tracker = MemoryTracker()
     with FakeTensorMode(), tracker, cuda_autocast():
         _materialise(model)
+        teacher = _materialised_teacher(network, config, model)
+        if teacher is not None:
+            held = {id(parameter) for parameter in model.parameters()}
+            kept = [p for p in teacher.network.parameters() if id(p) not in held]
+            tracker.label(kept, "teacher's weights")
         _report_modules(model, tracker)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -245,6 +254,7 @@ def simulate(config: TrainConfig) -> Simulation:
             next_batch,
             micro_steps=_micro_steps(config),
             enter=tracker.enter_phase,
+            teacher=teacher,
         )
         tracker.enter_phase("validation")
         validate_once(model, config, cpu)
@@ -255,17 +265,22 @@ def count_flops(config: TrainConfig) -> float:
     """Floating point operations per image of a forward and a backward pass.
 
     Counted are matrix products, convolutions and attention, a multiplication and an addition as
-    two, and what checkpointing recomputes.
+    two, and what checkpointing recomputes; with a teacher its forward pass too.
     """
+    config = dataclasses.replace(config, precision="no")  # there is no autocast here
     with torch.device("meta"):
         model = build_bare_model(config)
+        network = bare_network(config, model)
     counter = FlopCounterMode(display=False)
     with FakeTensorMode():
         _materialise(model)
+        teacher = _materialised_teacher(network, config, model)
         image, truth_m, weight = _empty_batch(config, torch.device("cpu"), images=1)
         own = own_arguments(config.loss, truth_m, weight, [0])
         # A pass of its own: the counter keeps tensors alive that would be free without it.
         with counter:
+            if teacher is not None:
+                teacher.teach(image, nominal_focal(image), weight > 0)
             model(image, nominal_focal(image), *own).sum().backward()
     return float(counter.get_total_flops())
 
@@ -322,6 +337,7 @@ def train_shortly(
     """Two optimiser steps and one batch of validation, with random weights."""
     with device:
         model = build_bare_model(config)
+        teacher = build_bare_teacher(config, model)
     optimizer = make_optimizer(model, config.optim, device)
     ema = Ema(model, config.optim.ema)
     # At a scale of 1 nothing overflows, so both steps are taken and the state is made.
@@ -336,6 +352,7 @@ def train_shortly(
             micro_steps=_micro_steps(config),
             enter=lambda _: None,
             scaler=scaler,
+            teacher=teacher,
         )
         ema.update(1)
     validate_once(model, config, device)
@@ -439,7 +456,8 @@ def expect_room(config: TrainConfig, device: torch.device) -> None:
         model = make_network(config.model.name, config.model.encoder, kind=config.model.kind)
     images = max(config.micro_batch, config.eval.batch)
     rough = images * config.data.height * config.data.width * ROUGH_BYTES_PER_PIXEL
-    rough += sum(4 * parameter.nbytes for parameter in model.parameters())
+    copies = 4 + (config.loss.teacher > 0)
+    rough += sum(copies * parameter.nbytes for parameter in model.parameters())
     free = free_memory()
     if rough < free / 4:
         return
@@ -500,6 +518,7 @@ def _smaller(config: TrainConfig) -> str:
     ways = [
         ("--optim.kind adamw8bit", config.optim.kind != "adamw8bit"),
         ("--optim.ema 0", config.optim.ema > 0),
+        ("--loss.teacher 0", config.loss.teacher > 0),
         ("a smaller --model.encoder", config.model.encoder != "vits"),
         ("--model.freeze encoder", config.model.freeze == "none" and not config.model.lora_rank),
         ("smaller --data.height and --data.width", True),
@@ -578,7 +597,7 @@ def _described(config: TrainConfig) -> str:
         f"{config.model.encoder}, {config.data.height} x {config.data.width}, "
         f"micro_batch {config.micro_batch}, precision {config.precision}, "
         f"checkpointing {config.model.checkpointing}, {config.optim.kind}, "
-        f"eval.batch {config.eval.batch}"
+        f"{'with a teacher, ' if config.loss.teacher else ''}eval.batch {config.eval.batch}"
     )
 
 
@@ -607,6 +626,22 @@ def build_bare_model(config: TrainConfig) -> DepthNetwork:
     return model
 
 
+def build_bare_teacher(config: TrainConfig, model: DepthNetwork) -> Teacher | None:
+    """The teacher of a training whose model has fresh weights, on the current device."""
+    network = bare_network(config, model)
+    return None if network is None else Teacher(network, config, model)
+
+
+def _materialised_teacher(
+    network: DepthNetwork | None, config: TrainConfig, model: DepthNetwork
+) -> Teacher | None:
+    """The teacher of a model with fake tensors."""
+    if network is None:
+        return None
+    _materialise(network)
+    return Teacher(network, config, model)
+
+
 def take_step(
     model: DepthNetwork,
     optimizer: torch.optim.Optimizer,
@@ -616,25 +651,34 @@ def take_step(
     micro_steps: int,
     enter: Callable[[str], None],
     scaler: torch.amp.GradScaler | None = None,
+    teacher: Teacher | None = None,
 ) -> Tensor:
     """One optimiser step as ``training.loop`` takes it, without accelerate; returns its loss.
 
     Args:
         next_batch: gives image, truth in metres and weight of a micro-batch.
         micro_steps: micro-batches accumulated.
-        enter: told forward, loss, backward and optimiser as they begin.
+        enter: told teacher, forward, loss, backward and optimiser as they begin.
         scaler: of fp16 gradients.
+        teacher: sees the image itself, and all pixels of it count.
     """
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     total = torch.zeros(())
     for _ in range(micro_steps):
         image, truth_m, weight = next_batch()
         own = own_arguments(config.loss, truth_m, weight, range(len(image)))
+        lesson: Lesson | None = None
+        if teacher is not None:
+            enter("teacher")
+            with _autocast(config, image.device):
+                lesson = teacher.teach(image, nominal_focal(image), weight >= 0)
         enter("forward")
         with _autocast(config, image.device):
             prediction = model(image, nominal_focal(image), *own)
         enter("loss")
         losses = depth_loss(model.kind, prediction, truth_m, weight, config.loss)
+        if lesson is not None:
+            losses = losses + config.loss.teacher * lesson.loss(model.kind, prediction)
         loss = losses.mean() / micro_steps
         enter("backward")
         scaler.scale(loss).backward()
@@ -658,7 +702,7 @@ def validate_once(model: DepthNetwork, config: TrainConfig, device: torch.device
 
 def _autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """As ``flatdepth.training.launch.make_accelerator`` sets it."""
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+    dtype = HALF.get(config.precision, torch.float32)
     return torch.autocast(device.type, dtype, enabled=config.precision != "no", cache_enabled=False)
 
 

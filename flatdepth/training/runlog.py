@@ -69,7 +69,8 @@ class RunLog:
         accelerator.init_trackers("flatdepth", _flat(_plain(config)), init_kwargs=settings)
 
     def step(self, **values: float) -> None:
-        """Record an optimiser step: loss, lr, grad_norm, images_per_s, data_wait_share."""
+        """Record an optimiser step: loss, lr, grad_norm, images_per_s, data_wait_share, and of a
+        run with a teacher its loss, ``teacher``."""
         step = self._progress.step
         if self._main:
             record = {"step": step} | {name: _json_number(v) for name, v in values.items()}
@@ -140,6 +141,7 @@ class RunLog:
             "seconds": self._progress.seconds,
             "skipped_steps": self._progress.skipped_steps,
             "best": self._progress.best,
+            "teacher": self._progress.teacher or None,
             "device": device_name(self._accelerator.device),
             "versions": versions() | {"python": platform.python_version()},
             "evaluations": self._progress.evaluations,
@@ -237,8 +239,9 @@ def _json_number(value: float) -> float | None:
 
 
 def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    taught = f"teacher {values['teacher']:.4f}  " if "teacher" in values else ""
     return (
-        f"step {step}/{steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+        f"step {step}/{steps}  loss {values['loss']:.4f}  {taught}lr {values['lr']:.2e}  "
         f"grad {values['grad_norm']:.2f}  {values['images_per_s']:.1f} images/s  "
         f"data wait {values['data_wait_share']:.0%}"
     )

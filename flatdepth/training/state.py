@@ -74,6 +74,7 @@ class Progress:
         stale: validations in a row that were no better.
         evaluations: as in metrics.json.
         data: per shard set a digest of its content, by which a run knows its samples again.
+        teacher: digest of the teacher's weights; empty without one.
     """
 
     step: int = 0
@@ -84,6 +85,7 @@ class Progress:
     stale: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, str] = field(default_factory=dict)
+    teacher: str = ""
 
     @property
     def updates(self) -> int:
@@ -275,15 +277,18 @@ def load_checkpoint(
     config: TrainConfig,
     ema: Ema,
     data: Mapping[str, str],
+    teacher: str = "",
 ) -> Progress:
     """Bring the prepared model and optimiser and the average to the state of a checkpoint.
 
     Args:
         data: digests of the shard sets, as in ``Progress``.
+        teacher: digest of the teacher's weights, as in ``Progress``.
 
     Raises:
-        UserError: the checkpoint is damaged or of another format, or was made with other data or a
-            configuration that differs in a key that may not change, or this host does not see it.
+        UserError: the checkpoint is damaged or of another format, or was made with other data,
+            another teacher or a configuration that differs in a key that may not change, or this
+            host does not see it.
     """
     if not path.exists():
         raise UserError(
@@ -299,7 +304,7 @@ def load_checkpoint(
             f"{path} was made {began} FSDP; launch the run as it was begun, or start a new one "
             "with another name"
         )
-    changed = config_changes(document["config"], _plain(dataclasses.asdict(config)))
+    changed = config_changes(_completed(document["config"]), _plain(dataclasses.asdict(config)))
     unsafe = {key: pair for key, pair in changed.items() if key not in SAFE_TO_CHANGE}
     if unsafe:
         key, (old, new) = next(iter(unsafe.items()))
@@ -313,6 +318,12 @@ def load_checkpoint(
         raise UserError(
             f"{path} was made with another {other[0]}, which was packed anew since; put the old "
             "set back, or start a new run with another name"
+        )
+    if (taught_by := document["progress"].get("teacher", "")) != teacher:
+        raise UserError(
+            f"{path} was made with the teacher {taught_by[:12]} (SHA-256 of its weights), but "
+            f"{config.model.teacher or config.model.checkpoint} now holds {teacher[:12]}; put the "
+            "old weights back, or start a new run with another name"
         )
     # to the CPU first: on several GPUs there may be no room for a second copy
     accelerator.load_state(str(path), map_location="cpu")
@@ -351,6 +362,16 @@ def config_changes(
         elif before != after:
             changed[prefix + key] = (before, after)
     return changed
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults of what versions before this one did not know."""
+    defaults = _plain(dataclasses.asdict(TrainConfig()))
+    known = {
+        key: {**value, **config.get(key, {})} if isinstance(value, dict) else config.get(key, value)
+        for key, value in defaults.items()
+    }
+    return {**config, **known}
 
 
 def _plain(value: dict[str, object]) -> dict[str, object]:
