@@ -332,14 +332,12 @@ def test_options_that_do_not_go_together_are_one_sentence(
         reader(tmp_path, **options)
 
 
-def test_labels_for_none_of_the_frames_are_one_sentence(tmp_path: Path) -> None:
+def test_labels_for_none_of_the_frames_or_of_no_meaning_are_one_sentence(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(UserError, match=r"\*\.json has labels of none of the 1 frames"):
         read(tmp_path, polygon_glob="*.json")
     coco(tmp_path / "all.json")
-    with pytest.raises(
-        UserError, match=r"understood \(Spiegel, tv\); name them, as in --region_na"
-    ):
+    with pytest.warns(UserWarning, match=r"understood \(Spiegel, tv\); .*--region_names 'Spiegel'"):
         read(tmp_path, polygon_glob="all.json")
     (tmp_path / "all.json").write_text((tmp_path / "all.json").read_text().replace("x/1", "x/2"))
     with pytest.raises(UserError, match=r"all\.json has labels of none of the 1 frames"):

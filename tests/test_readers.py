@@ -18,7 +18,14 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flatdepth.data.readers import ArtReader, FolderReader, HypersimReader, NyuReader, VKitti2Reader
+from flatdepth.data.readers import (
+    ArtReader,
+    FolderReader,
+    HypersimReader,
+    NyuReader,
+    SynMirrorReader,
+    VKitti2Reader,
+)
 from flatdepth.data.readers.base import Item, Reader
 from flatdepth.data.readers.files import Tree, make_key
 from flatdepth.data.readers.hypersim import read_cameras, sensor_intrinsics, tone_map
@@ -1005,6 +1012,7 @@ ALL = [
     VKitti2Reader("nowhere/x"),
     NyuReader("nowhere/x"),
     folder("nowhere/x"),
+    SynMirrorReader("nowhere/x"),
     ArtReader("nowhere/x"),
 ]
 

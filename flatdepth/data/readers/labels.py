@@ -5,6 +5,7 @@ means; ``with_labels`` gives every mirror and picture a plane, fitted to the dep
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -252,7 +253,7 @@ def read_labels(
 def look_at_labels(
     raw: str, items: Sequence[Item], glob: str, read: Callable[[Item], Labels | None]
 ) -> None:
-    """Look at the labels of some frames before anything is packed.
+    """Look at the labels of some frames, before anything is packed.
 
     Args:
         raw: where the files are, for messages.
@@ -260,7 +261,8 @@ def look_at_labels(
         read: gives the labels of a frame.
 
     Raises:
-        UserError: no frame has a file of labels or is in one, or nothing in them is understood.
+        UserError: no frame has a file of labels or is in one. A warning says if none of the labels
+            found is understood.
     """
     if not glob:
         return
@@ -284,9 +286,11 @@ def look_at_labels(
         unknown.update(labels.unknown.keys())
     if unknown and not any(labels.region.any() for labels in found):
         some = ", ".join(label for label, _ in unknown.most_common(6))
-        raise UserError(
-            f"{raw}: none of the labels of {glob} is understood ({some}); name them, as in"
-            f" --region_names {unknown.most_common(1)[0][0]!r}:mirror"
+        warnings.warn(
+            f"{raw}: in {len(found)} frames looked at, none of the labels of {glob} is understood"
+            f" ({some}); if one is to be, name it, as in --region_names"
+            f" {unknown.most_common(1)[0][0]!r}:mirror",
+            stacklevel=3,
         )
 
 
