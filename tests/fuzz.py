@@ -8,6 +8,7 @@ a traceback that a user would have seen.
 """
 
 import argparse
+import base64
 import contextlib
 import dataclasses
 import io
@@ -37,11 +38,13 @@ from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Subset
 from flatdepth.data.pack import _Job, pack
+from flatdepth.data.polygons import draw_outlines
 from flatdepth.data.readers.art import ArtReader
 from flatdepth.data.readers.base import Item, Reader
 from flatdepth.data.readers.files import read_intrinsics
 from flatdepth.data.readers.folder import FolderReader
 from flatdepth.data.readers.hypersim import HypersimReader
+from flatdepth.data.readers.labels import forget_files, read_outlines, read_planes
 from flatdepth.data.readers.lists import ListReader
 from flatdepth.data.readers.nyu import NyuReader
 from flatdepth.data.readers.rooms import RoomsReader
@@ -60,7 +63,9 @@ from flatdepth.training.ema import Ema
 from flatdepth.training.runlog import _keep_history
 from flatdepth.training.state import Progress, load_checkpoint, save_checkpoint
 from flatdepth.types import METRICS_FORMAT
+from tests import test_annotations
 from tests.conftest import REPOSITORY
+from tests.test_annotations import coco_masks, cvat_polygons, labelme, text
 from tests.test_layouts import Maker, nyu, nyu_list, vkitti
 
 HYPERSIM = REPOSITORY / "tests" / "data" / "hypersim"
@@ -201,6 +206,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         "depth": _depth_files(folder / "depth"),
         **_images(folder / "image"),
         "intrinsics": _intrinsics(folder / "intrinsics"),
+        "labels": _labels(folder / "labels"),
         **_layouts(folder / "layouts"),
         "weights": _weights(folder / "weights"),
         "config": _config(folder / "config"),
@@ -405,6 +411,35 @@ def _intrinsics(folder: Path) -> Target:
     def read(name: str, files: Mapping[str, bytes]) -> object:
         _write(folder, files)
         return read_intrinsics(str(folder / name), 640, 480)
+
+    return Target(files=files, read=read, weight=0.5)
+
+
+def _labels(folder: Path) -> Target:
+    """Files of outlines and planes beside photographs."""
+    patch = base64.b64encode(_saved(Image.new("L", (9, 7), 1), "PNG")).decode()
+    mask = {"label": "mirror", "points": [[3, 2], [11, 8]], "shape_type": "mask", "mask": patch}
+    plane = {"plane": [-8e-5, -4e-7, -1e-4, 0.99], "mask_id": 1}
+    files = {
+        "labelme": labelme(),
+        "masks": json.dumps({"shapes": [mask]}).encode(),
+        "coco": coco_masks(text),
+        "cvat": cvat_polygons(),
+        "cvat_mask": test_annotations.cvat(
+            '<mask label="mirror" rle="2, 3, 4" left="1" top="2" width="3" height="3"/>'
+        ),
+        "planes": json.dumps([plane]).encode(),
+    }
+
+    def read(name: str, files: Mapping[str, bytes]) -> object:
+        _write(folder, files)
+        forget_files()
+        if name == "planes":
+            found = read_planes(str(folder / name), 0.001)
+            return np.array([(one["mask_id"], *one["m"]) for one in found])
+        size = (test_annotations.HEIGHT, test_annotations.WIDTH)
+        outlines = read_outlines(str(folder / name), "a/1.jpg", *size)
+        return None if outlines is None else draw_outlines(outlines, *size)
 
     return Target(files=files, read=read, weight=0.5)
 

@@ -578,7 +578,7 @@ class TestCommandLine:
         with ShardSet.open(tmp_path) as shards:
             assert len(shards) == 1
 
-    @pytest.mark.parametrize("command", ["hypersim", "vkitti2", "nyu", "folder", "art", "rooms"])
+    @pytest.mark.parametrize("command", [*tool.READERS, tool.PHOTOS])
     def test_help_names_every_option(
         self, command: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -592,7 +592,7 @@ class TestCommandLine:
     def test_overview(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert tool.main([]) == 0
         text = capsys.readouterr().out
-        assert all(f"\n  {name} " in text for name in [*tool.READERS, "merge", "verify", "ls"])
+        assert all(f"\n  {name} " in text for name in [*tool.READERS, "photos", "merge", "ls"])
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

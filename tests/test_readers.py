@@ -18,11 +18,18 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flatdepth.data.readers import ArtReader, FolderReader, HypersimReader, NyuReader, VKitti2Reader
+from flatdepth.data.readers import (
+    ArtReader,
+    FolderReader,
+    HypersimReader,
+    NyuReader,
+    SynMirrorReader,
+    VKitti2Reader,
+)
 from flatdepth.data.readers.base import Item, Reader
 from flatdepth.data.readers.files import Tree, make_key
-from flatdepth.data.readers.folder import _in_time
 from flatdepth.data.readers.hypersim import read_cameras, sensor_intrinsics, tone_map
+from flatdepth.data.readers.patterns import in_time
 from flatdepth.data.shards import is_key
 from flatdepth.data.shards.codec import decode_frame, decode_image, depth_metres
 from flatdepth.errors import BadFrame, UserError
@@ -676,7 +683,7 @@ def test_files_are_paired_by_time_with_their_nearest(image_times, depth_times):
         return {("a", f"{time / 10:.1f}"): f"{folder}/{time}" for time in times}
 
     images, depths = named(image_times, "rgb"), named(depth_times, "depth")
-    found = _in_time(images, depths, 0.2 + 1e-9)
+    found = in_time(images, depths, 0.2 + 1e-9)
     assert sorted(found.values()) == sorted(depths.values())
     pairs = {
         (int(images[parts].split("/")[1]), int(path.split("/")[1]))
@@ -1005,6 +1012,7 @@ ALL = [
     VKitti2Reader("nowhere/x"),
     NyuReader("nowhere/x"),
     folder("nowhere/x"),
+    SynMirrorReader("nowhere/x"),
     ArtReader("nowhere/x"),
 ]
 

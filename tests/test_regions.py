@@ -105,7 +105,7 @@ def test_a_region_map_that_does_not_fit_is_a_bad_frame(tmp_path: Path) -> None:
     (item,) = own.list().items
     for content, reason in (
         (np.zeros((HEIGHT, WIDTH - 1), np.uint8), "regions and image differ in shape"),
-        (np.zeros((HEIGHT, WIDTH), np.uint16), "regions are not 8-bit"),
+        (np.full((HEIGHT, WIDTH), 256, np.uint16), "regions are not 8-bit"),
     ):
         Image.fromarray(content).save(place)
         with pytest.raises(UserError, match=reason):

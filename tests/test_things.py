@@ -98,6 +98,28 @@ def test_a_wall_seen_on_one_side_alone_is_too_far_extrapolated() -> None:
     assert found is not None and "is known to" in str(found.trouble)
 
 
+def test_a_plane_on_one_side_alone_may_be_that_of_something_else() -> None:
+    """However exact the depth: a wardrobe's mirror beside a wall."""
+    others = np.zeros_like(THING)
+    others[:, 48:] = True
+    found = fit_thing(room(), K_PX, THING, others)
+    assert found is not None and found.uncertainty < 1e-3
+    assert found.open_deg >= 180 and "on one side" in str(found.trouble)
+    whole = fit_thing(room(), K_PX, THING, NOTHING)
+    assert whole is not None and whole.open_deg < 90
+
+
+def test_of_two_surfaces_within_the_tolerance_the_larger_is_found_exactly() -> None:
+    """A plane between a wall and panels 3 % before it would reach more points of both."""
+    depth = surface(WALL)
+    columns = np.arange(WIDTH)[None] + np.zeros((HEIGHT, 1))
+    depth = np.where((columns % 20 < 8) & ~THING, depth * 0.97, depth).astype(np.float32)
+    found = fit_thing(depth, K_PX, THING, NOTHING)
+    assert found is not None and found.trouble is None
+    np.testing.assert_allclose(rays()[THING] @ found.m, rays()[THING] @ WALL, rtol=1e-5)
+    assert found.residual < 1e-5
+
+
 def test_nothing_is_said_without_depth_around() -> None:
     depth = np.where(THING, 3, np.nan).astype(np.float32)
     assert fit_thing(depth, K_PX, THING, NOTHING) is None

@@ -11,6 +11,9 @@ from flatdepth.data import pack
 from flatdepth.data.readers import READERS
 from flatdepth.errors import UserError
 
+PHOTOS = "photos"
+PHOTOS_TEXT = "photographs without depth: that of a teacher network, and planes where labelled"
+
 OVERVIEW = """\
 usage: flatdepth pack COMMAND ...
 
@@ -40,21 +43,22 @@ class Parser(ArgumentParser):
 def main(argv: list[str]) -> int:
     warnings.formatwarning = plain_warning
     if not argv or argv[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in READERS.items())
+        texts = {name: text for name, (_, text) in READERS.items()} | {PHOTOS: PHOTOS_TEXT}
+        rows = "\n".join(f"  {name:<10}{text}" for name, text in texts.items())
         print(as_called("pack", OVERVIEW.format(readers=rows)))
         return 0
     command, arguments = argv[0], argv[1:]
     commands = {"merge": _merge, "verify": _verify, "ls": _ls, "export": _export}
-    if command in READERS:
+    if command in (*READERS, PHOTOS):
         return _pack(command, arguments)
     if command in commands:
         return commands[command](arguments)
-    names = ", ".join([*READERS, *commands])
+    names = ", ".join([*READERS, PHOTOS, *commands])
     raise UserError(f"unknown command {command!r}; choose one of {names}")
 
 
 def _pack(name: str, argv: list[str]) -> int:
-    reader_class, text = READERS[name]
+    reader_class, text = _reader_class(name)
     if name == "list" and argv and not argv[0].startswith("-"):
         argv = ["--file", *argv]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -63,8 +67,12 @@ def _pack(name: str, argv: list[str]) -> int:
     parser.add_class_arguments(reader_class, skip=generated)
     packing = parser.add_argument_group("Packing")
     packing.add_argument("--out", type=str, required=True, help="Directory or URL of the set.")
+    alone = name == PHOTOS  # every process would open the teacher, which has threads of its own
     packing.add_argument(
-        "--workers", type=int, default=pack.cpus(), help="Processes; by default one per CPU."
+        "--workers",
+        type=int,
+        default=1 if alone else pack.cpus(),
+        help=f"Processes; by default one{'' if alone else ' per CPU'}.",
     )
     packing.add_argument(
         "--part", type=str, default="1/1", help="i/n: pack only the i-th of n parts; then merge."
@@ -81,6 +89,14 @@ def _pack(name: str, argv: list[str]) -> int:
     summary = pack.pack(reader, part=part, **packed)
     print(summary)
     return 1 if summary.damaged else 0
+
+
+def _reader_class(name: str) -> tuple[type, str]:
+    if name != PHOTOS:
+        return READERS[name]
+    from flatdepth.predict.teacher import PhotosReader
+
+    return PhotosReader, PHOTOS_TEXT
 
 
 def _parser(command: str, description: str) -> Parser:

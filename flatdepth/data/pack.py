@@ -23,11 +23,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from multiprocessing import parent_process
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
@@ -38,6 +39,7 @@ from flatdepth.cli import free_memory
 from flatdepth.data.readers.base import MOST_OUTSIDE, Item, Listing, Reader, out_of_range
 from flatdepth.data.shards import (
     INDEX_NAME,
+    JSON_EXT,
     SKIPPED_NAME,
     WORK_DIR,
     Index,
@@ -94,6 +96,7 @@ class PackSummary:
         seconds: how long this run took.
         already_complete: the set was finished before and nothing was done.
         depth_m: 2 %, median and 98 % of the depths of some frames; None for pictures.
+        things: what this run found of labelled mirrors and pictures.
     """
 
     out: str
@@ -108,6 +111,7 @@ class PackSummary:
     seconds: float
     already_complete: bool
     depth_m: tuple[float, float, float] | None
+    things: "Things"
 
     def __str__(self) -> str:
         rows = [
@@ -126,9 +130,57 @@ class PackSummary:
         if self.already_complete:
             rows.append(("state", "was complete, nothing done (raw data added since is not in it)"))
         else:
+            if self.things.planes or self.things.without:
+                rows.append(("flat things", str(self.things)))
             rate = self.packed / max(self.seconds, 1e-9)
             rows.append(("this run", f"{self.packed} frames, {rate:.1f}/s"))
         return _text_table(rows)
+
+
+@dataclass(slots=True)
+class Things:
+    """What is said of labelled mirrors and pictures in the ``meta`` of samples.
+
+    Attributes:
+        planes: of how many a plane is known.
+        residuals: of those that were fitted.
+        without: of how many none can be trusted.
+        unknown: label that is not understood -> frames that have it.
+    """
+
+    planes: int = 0
+    residuals: list[float] = field(default_factory=list)
+    without: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        middle = f", median residual {np.median(self.residuals):.2%}" if self.residuals else ""
+        without = f"; {self.without} without, no truth there" if self.without else ""
+        return f"{self.planes} with planes{middle}{without}"
+
+    def add(self, sample: Sample) -> list[str]:
+        """Count those of a sample. Returns a clause about each whose plane is not known."""
+        meta: dict[str, Any] = parse_json(dict(sample.members)[JSON_EXT])["meta"]
+        self.unknown.update(meta.get("labels_unknown", {}).keys())
+        troubles = []
+        for number, thing in enumerate(meta.get("things", ()), start=1):
+            if "trouble" in thing:
+                troubles.append(f"{thing['region']} {number}: {thing['trouble']}")
+            elif "region" in thing:
+                self.planes += 1
+                self.residuals += [thing["residual"]] if "residual" in thing else []
+        self.without += len(troubles)
+        return troubles
+
+    def warning(self) -> str:
+        """One line about labels that are not understood, "" if all are."""
+        if not self.unknown:
+            return ""
+        listed = ", ".join(f"{label} ({n})" for label, n in _most_frequent(self.unknown))
+        return (
+            f"warning: labels that are not understood, in so many frames: {printable(listed)}; they"
+            " are taken for background, see --region_names"
+        )
 
 
 def pack(
@@ -179,7 +231,7 @@ def pack(
         index = Index.from_json(finished, f"{target}/{INDEX_NAME}")
         refuse_other_request(target, index.request, request, finished=True)
         output.remove_work()
-        return _summary(output, index, 0, started, already_complete=True)
+        return _summary(output, index, 0, started)
     listing = reader.list()
     _check_listing(listing)
     if reader.kind == "depth" and listing.items:
@@ -200,6 +252,7 @@ def pack(
     if writer.frames:
         print(f"{target}: going on after {writer.frames} packed frames", file=sys.stderr)
     before = writer.frames
+    things = Things()
     try:
         with (
             _Progress(reader.dataset, last - first, writer.next_item) as progress,
@@ -211,10 +264,14 @@ def pack(
                     progress.say(f"left out {result.key}: {result.reason} ({result.detail})")
                 else:
                     writer.add(number - first, result)
+                    for trouble in things.add(result):
+                        progress.say(f"no truth at a flat thing of {result.key}: {trouble}")
                 progress.step(writer.skipped)
         if writer.frames == 0 and part[1] == 1:
             raise UserError(_nothing_usable(output, writer.skips))
         index = writer.finish(last - first)
+        if warning := things.warning():
+            print(warning, file=sys.stderr)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -228,7 +285,7 @@ def pack(
         ) from error
     finally:
         writer.abandon()
-    return _summary(output, index, writer.frames - before, started, already_complete=False)
+    return _summary(output, index, writer.frames - before, started, things=things)
 
 
 def part_name(i: int, n: int) -> str:
@@ -261,7 +318,7 @@ def merge(
     if (finished := output.read(INDEX_NAME)) is not None:
         if Index.from_json(finished, f"{out}/{INDEX_NAME}").to_json() != index.to_json():
             raise UserError(f"{out} holds another finished set; choose another --out")
-        return _summary(output, index, 0, started, already_complete=True)
+        return _summary(output, index, 0, started)
     sources = [Path(part.url, shard.name) for part in parts for shard in part.index.shards]
     for source, shard in zip(sources, index.shards, strict=True):
         _link(source, Path(out, shard.name))
@@ -269,7 +326,7 @@ def merge(
     output.write(SKIPPED_NAME, lines)
     output.write(INDEX_NAME, index.to_json())
     output.remove_work()
-    return _summary(output, index, len(index), started, already_complete=False)
+    return _summary(output, index, len(index), started, things=Things())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -688,8 +745,9 @@ def _nothing_usable(output: Output, skips: list[Skip]) -> str:
 
 
 def _summary(
-    output: Output, index: Index, packed: int, started: float, *, already_complete: bool
+    output: Output, index: Index, packed: int, started: float, *, things: Things | None = None
 ) -> PackSummary:
+    """What was done; without ``things`` nothing, for the set was complete."""
     try:
         lines = (output.read(SKIPPED_NAME) or b"").splitlines()
         damaged = sum(bool(parse_json(line)["detail"]) for line in lines)
@@ -709,8 +767,9 @@ def _summary(
         damaged=damaged,
         packed=packed,
         seconds=time.monotonic() - started,
-        already_complete=already_complete,
+        already_complete=things is None,
         depth_m=_depths(output.url, index) if index.kind == "depth" and len(index) else None,
+        things=things or Things(),
     )
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
-from flatdepth.geometry import fit_planes_robust, pixel_rays
+from flatdepth.geometry import fit_plane, fit_planes_robust, pixel_rays
 
 RING = 0.2
 """Width of the ring as a share of the square root of the thing's area."""
@@ -26,6 +26,12 @@ SECTORS = 24
 HYPOTHESES = 200
 TOLERANCE, NOISE = 0.02, 0.003
 """Inliers are within this share of 1/z, and this much in 1/m, as ``paste.plane_tolerance``."""
+REFITS = 5
+EXACT = 0.05
+"""Of the tolerance: deviations that are left to rounding of depth, whatever the scatter."""
+SPREAD = 2.5
+"""Standard deviations within which the points of a plane are expected, in the last fits."""
+LEAST_POINTS = 12
 LEAST_SHARE = 0.4
 MOST_UNCERTAIN = 0.05
 MOST_POINTS = 4000
@@ -43,6 +49,8 @@ class PlaneFit:
             extrapolated most inside the thing: the residual times the root of the largest leverage
             ``ray . (mean of ray ray^T)^-1 ray`` of its pixels (Cook and Weisberg 1982, section
             2.2), as if all points erred alike.
+        open_deg: the widest angle, seen from the middle of the thing, within which no sector has
+            the plane in most of its points; below 180 the thing is among them, not beside.
         behind: whether the plane is behind the camera at a pixel of the thing.
     """
 
@@ -50,6 +58,7 @@ class PlaneFit:
     residual: float
     share: float
     uncertainty: float
+    open_deg: float
     behind: bool
 
     @property
@@ -61,6 +70,8 @@ class PlaneFit:
             return f"only {self.share:.0%} of what surrounds it lies on one plane"
         if self.uncertainty > MOST_UNCERTAIN:
             return f"its plane is known to {self.uncertainty:.0%} only"
+        if self.open_deg >= 180:
+            return "what lies on its plane is on one side of it"
         return None
 
 
@@ -92,7 +103,7 @@ def fit_thing(
     else:
         around = _grown(thing, gap + width) & ~_grown(thing, gap)
     rows, columns = np.nonzero(around & ~others & np.isfinite(depth_m) & (depth_m > 0))
-    if len(rows) < 12:
+    if len(rows) < LEAST_POINTS:
         return None
     own_rows, own_columns = np.nonzero(thing)
     angle = np.arctan2(rows - own_rows.mean(), columns - own_columns.mean())
@@ -102,17 +113,25 @@ def fit_thing(
     rows, columns, sector = rows[kept], columns[kept], sector[kept]
     rays = pixel_rays(K_px, columns + 0.5, rows + 0.5)
     inverse = 1 / depth_m[rows, columns].astype(np.float64)
-    seen, sector = np.unique(sector, return_inverse=True)
-    weight = 1 / (np.bincount(sector)[sector] * len(seen))
+    points = np.bincount(sector, minlength=SECTORS)
+    weight = 1 / (points[sector] * np.count_nonzero(points))
     triples = generator.choice(len(rows), (HYPOTHESES, 3), p=weight)
-    planes, inliers = fit_planes_robust(
-        rays, inverse, rays[triples], inverse[triples], tolerance=TOLERANCE, noise=NOISE
-    )
-    shares = inliers @ weight
-    best = int(shares.argmax())
-    if inliers[best].sum() < 12:
+    planes = [
+        fit_planes_robust(
+            *(rays, inverse, rays[triples], inverse[triples]),
+            tolerance=TOLERANCE,
+            noise=NOISE,
+            refits=refits,
+        )[0]
+        for refits in (0, 3)
+    ]
+    m, kept = _polished(_best(np.concatenate(planes), rays, inverse, weight), rays, inverse)
+    on_plane = _deviation(m, rays, inverse) <= 1
+    share = float(weight[on_plane].sum())
+    held = np.bincount(sector[on_plane], minlength=SECTORS) > points / 2
+    if kept.sum() < LEAST_POINTS:
         return None
-    m, rays, inverse = planes[best], rays[inliers[best]], inverse[inliers[best]]
+    rays, inverse = rays[kept], inverse[kept]
     residual = float(np.sqrt(np.mean((inverse / (rays @ m) - 1) ** 2)))
     own = pixel_rays(K_px, own_columns + 0.5, own_rows + 0.5)
     moments = np.linalg.pinv(rays.T @ rays / len(rays))
@@ -120,10 +139,71 @@ def fit_thing(
     return PlaneFit(
         m=m,
         residual=residual,
-        share=float(shares[best]),
+        share=share,
         uncertainty=residual * float(np.sqrt(leverage)),
+        open_deg=_widest_gap_deg(held),
         behind=bool((own @ m <= 0).any()),
     )
+
+
+def _widest_gap_deg(held: Bool[np.ndarray, " sectors"]) -> float:
+    """The widest angle without a sector that is held; 360 if none is."""
+    places = np.flatnonzero(held)
+    if len(places) == 0:
+        return 360.0
+    steps = np.diff(places, append=places[0] + SECTORS)
+    return float(steps.max() - 1) * 360 / SECTORS
+
+
+def _deviation(
+    m: Float64[np.ndarray, "*k 3"],
+    rays: Float64[np.ndarray, "n 3"],
+    inverse: Float64[np.ndarray, " n"],
+) -> Float64[np.ndarray, "*k n"]:
+    """|1/z - m . ray| in units of what is tolerated; infinite behind the camera."""
+    predicted = m @ rays.T
+    with np.errstate(divide="ignore"):
+        deviation = np.abs(inverse - predicted) / (TOLERANCE * predicted + NOISE)
+    return np.where(predicted > 0, deviation, np.inf)
+
+
+def _best(
+    planes: Float64[np.ndarray, "k 3"],
+    rays: Float64[np.ndarray, "n 3"],
+    inverse: Float64[np.ndarray, " n"],
+    weight: Float64[np.ndarray, " n"],
+) -> Float64[np.ndarray, " 3"]:
+    """The plane that most points lie on at every tolerance from ``EXACT`` to 1.
+
+    Octaves of the tolerance count alike, as for noise of unknown scale (Barath, Matas and Noskova
+    2019): the integral of the share of inliers over the logarithm of the tolerance. At one
+    tolerance a plane between two surfaces that just reaches both would beat that of either.
+    """
+    gain = -np.log(_deviation(planes, rays, inverse).clip(EXACT, 1))
+    best: Float64[np.ndarray, " 3"] = planes[int((gain @ weight).argmax())]
+    return best
+
+
+def _polished(
+    m: Float64[np.ndarray, " 3"],
+    rays: Float64[np.ndarray, "n 3"],
+    inverse: Float64[np.ndarray, " n"],
+) -> tuple[Float64[np.ndarray, " 3"], Bool[np.ndarray, " n"]]:
+    """Fitted again to what lies within ``SPREAD`` of its own scatter, and those points.
+
+    The scatter is 1.4826 times the median deviation of the inliers, which for normal errors is
+    their standard deviation (Rousseeuw and Croux 1993), so that what a tolerance for noisy depth
+    lets in besides, such as a skirting board, is left out where depth is exact.
+    """
+    for _ in range(REFITS):
+        deviation = _deviation(m, rays, inverse)
+        inliers = deviation[deviation <= 1]
+        if len(inliers) < LEAST_POINTS:
+            return m, deviation <= 1
+        scatter = 1.4826 * float(np.median(inliers))
+        kept = deviation <= min(1.0, max(SPREAD * scatter, EXACT))
+        m = fit_plane(rays[kept], inverse[kept])
+    return m, kept
 
 
 def _grown(mask: Bool[np.ndarray, "h w"], by: int) -> Bool[np.ndarray, "h w"]:

@@ -9,6 +9,7 @@ says it only by its name, has to predict a rendered room as such a model would
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -169,6 +170,25 @@ def read_weights(source: str, *, network: str | None = None) -> WeightFile:
         unwrapped=(*unwrapped, *notes),
         metadata=metadata,
     )
+
+
+def weight_digest(source: str) -> str:
+    """SHA-256 of a weight file, or of all that an index names after it, in order.
+
+    Args:
+        source: as in ``read_weights``.
+
+    Raises:
+        UserError: the file cannot be had.
+    """
+    path = _locate(source)
+    names = sorted(_shards(path, source)) if path.name == INDEX else []
+    digest = hashlib.sha256()
+    for name in (path.name, *names):
+        with path.with_name(name).open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def load_weights(

@@ -6,6 +6,7 @@ from flatdepth.data.readers.hypersim import HypersimReader
 from flatdepth.data.readers.lists import ListReader
 from flatdepth.data.readers.nyu import NyuReader
 from flatdepth.data.readers.rooms import RoomsReader
+from flatdepth.data.readers.synmirror import SynMirrorReader
 from flatdepth.data.readers.vkitti2 import VKitti2Reader
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "HypersimReader",
     "ListReader",
     "NyuReader",
+    "SynMirrorReader",
     "VKitti2Reader",
 ]
 
@@ -24,6 +26,7 @@ READERS: dict[str, tuple[type, str]] = {
     "nyu": (NyuReader, "NYU Depth V2 (Kinect, h5 files or the labelled .mat)"),
     "folder": (FolderReader, "any image and depth files, paired by two patterns"),
     "list": (ListReader, "image and depth files, paired by the lines of a text file"),
+    "synmirror": (SynMirrorReader, "SynMirror (rendered mirrors, HDF5 files of BlenderProc)"),
     "art": (ArtReader, "a directory of pictures, to hang on walls"),
     "rooms": (RoomsReader, "rooms generated on the spot, no raw data needed"),
 }

@@ -24,6 +24,8 @@ from flatdepth.errors import BadFrame, import_extra
 
 _HEADER_BYTES = 1 << 16  # numpy reads at most 10000 characters of a header as Python text
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that numpy writes; bounded memory
+ARRAY_ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".exr")
+"""Of files that hold arrays; all others are images."""
 _EXR_DEPTHS = ("Z", "V", "Y", "R")
 
 

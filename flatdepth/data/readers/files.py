@@ -32,7 +32,7 @@ from flatdepth.data.readers.base import Item
 from flatdepth.data.shards.codec import MAX_PIXELS
 from flatdepth.data.shards.read import is_intrinsics
 from flatdepth.errors import BadFrame, UserError, printable
-from flatdepth.untrusted import parse_json
+from flatdepth.untrusted import parse_json, parse_xml
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".mpo", ".png", ".webp", ".avif", ".heic", ".heif", ".tif", ".tiff"}
@@ -390,6 +390,29 @@ def read_grey_image(url: str, role: str = "depth") -> NDArray[Any]:
         return np.asarray(image).astype(dtype)
 
 
+def read_label_image(url: str, colours: bool) -> NDArray[Any]:
+    """The (H, W) labels in an image: its numbers, or its colours as 0xRRGGBB.
+
+    Numbers are grey values of 8 or 16 bits, places in a palette, or values that are equal in three
+    channels; those of a JPEG are not exact. Raises BadFrame for other images.
+    """
+    data = read_bytes(url)
+    if data.startswith(b"P5"):
+        return _parse_pgm(data, url, "regions")
+    image, _ = _decode(data, url, "regions")
+    with damage_named("regions unreadable", url):
+        if not colours and (image.mode in ("1", "L", "P", "F") or _is_deep(image)):
+            return np.asarray(image)
+        rgb = np.asarray(image.convert("RGB")).astype(np.int64)
+    if colours:
+        return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+    if (coloured := (rgb != rgb[..., :1]).any(axis=-1)).any():
+        found = "#" + "".join(f"{value:02x}" for value in rgb[coloured][0])
+        fix = f"give region_names their meanings, such as {found}:mirror"
+        raise BadFrame("regions are colours", f"{url}: {fix}")
+    return rgb[..., 0]
+
+
 def read_rgba_floats(url: str) -> NDArray[np.float32]:
     """(H, W) float32 whose four bytes are the blue, green, red and alpha of an image (TartanAir).
 
@@ -457,7 +480,8 @@ def read_intrinsics(url: str, width: int, height: int) -> Float64[np.ndarray, "3
     The file has fx fy cx cy, the same behind width and height (five distortion coefficients after
     them, as Matterport3D has them, are ignored), or a matrix of 3x3, 3x4 or 4x4 row by row, numbers
     separated by spaces, commas, semicolons or brackets. Or it is JSON with these names or with a
-    3x3 ``K`` or ``intrinsic_matrix``, row by row or (Record3D, Open3D) column by column.
+    3x3 ``K`` or ``intrinsic_matrix``, row by row or (Record3D, Open3D) column by column. Or it is
+    OpenCV's XML with the ``proj_matL`` of rectified images or ``mtxL`` (Booster).
 
     Args:
         width, height: of the image they are for, in pixels.
@@ -470,6 +494,9 @@ def read_intrinsics(url: str, width: int, height: int) -> Float64[np.ndarray, "3
     with damage_named(reason, url):
         if text.lstrip().startswith(b"{"):
             numbers = _json_intrinsics(parse_json(text))
+        elif text.lstrip().startswith(b"<"):
+            found = _opencv_nodes(text, ("proj_matL", "mtxL"))
+            numbers = found.get("proj_matL") or found["mtxL"]
         else:
             words = re.split(r"[\s,;\[\]()]+", text.decode("utf-8-sig"))
             numbers = [float(word) for word in filter(None, words[:20])]
@@ -492,6 +519,32 @@ def read_intrinsics(url: str, width: int, height: int) -> Float64[np.ndarray, "3
     if not is_intrinsics(K_px):
         raise BadFrame(reason, f"{url}: no intrinsics, {K_px.tolist()}")
     return K_px
+
+
+def read_baseline(url: str) -> float:
+    """The ``baselineLR`` of OpenCV's XML, in its own unit; 1 for other files of intrinsics.
+
+    Raises BadFrame if it is XML without one.
+    """
+    text = read_bytes(url, _TEXT_BYTES)
+    if not text.lstrip().startswith(b"<"):
+        return 1.0
+    with damage_named("baseline unreadable", url):
+        [baseline] = _opencv_nodes(text, ("baselineLR",))["baselineLR"]
+        if not 0 < baseline < math.inf:
+            raise ValueError(f"a baseline of {baseline}")
+    return baseline
+
+
+def _opencv_nodes(text: bytes, names: Sequence[str]) -> dict[str, list[float]]:
+    """The numbers of nodes of an OpenCV FileStorage XML that are there."""
+    root = parse_xml(text)
+    nodes = ((name, root.find(name)) for name in names)
+    return {
+        name: [float(word) for word in (node.findtext("data") or node.text or "").split()]
+        for name, node in nodes
+        if node is not None
+    }
 
 
 def _json_intrinsics(about: Any) -> list[float]:

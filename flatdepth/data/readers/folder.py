@@ -1,16 +1,14 @@
 """Any RGB-D frames that lie in files: one image and one depth file per frame."""
 
 import math
-import re
 import warnings
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from flatdepth.data.readers.arrays import read_array, read_depth_array
@@ -25,6 +23,7 @@ from flatdepth.data.readers.files import (
     grey_maximum,
     make_key,
     pinhole,
+    read_baseline,
     read_image,
     read_intrinsics,
     read_rgba_floats,
@@ -32,16 +31,33 @@ from flatdepth.data.readers.files import (
     sort_items,
     warn_of_unread,
 )
+from flatdepth.data.readers.labels import (
+    DEFAULT_NAMES,
+    Labels,
+    Planes,
+    check_names,
+    forget_files,
+    look_at_labels,
+    read_labels,
+    read_planes,
+    with_labels,
+)
+from flatdepth.data.readers.patterns import (
+    alone,
+    beside,
+    in_time,
+    is_scene_rule,
+    match,
+    scene_of,
+    wildcards,
+)
 from flatdepth.data.shards.codec import encode_log_u16
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.geometry import camera_trouble, focal_from_mm, off_centre, sensor_sides
-from flatdepth.types import DepthCodes, RawFrame, Region
+from flatdepth.types import DepthCodes, RawFrame
 
 _NONE = -1
 _ASSUMED_FOV_DEG = 60.0
-_DIRECTORIES = r"(?:(?<=/)|^)\*\*/"
-_WITHIN_NAME = r"\*+|\?|\[!?[^\]/]+\]"
-_WILDCARDS = re.compile(f"{_DIRECTORIES}|(?:{_WITHIN_NAME})+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +112,36 @@ class FolderReader:
     mask_min: float = 1.0
     """Mask values from this one on are valid: 1 is all but 0; 2 is ARKit's high confidence."""
     region_glob: str = ""
-    """Pattern of region maps that say where mirrors and pictures are: grey images of the depth's
-    size whose numbers ``region_names`` explains. Wildcards as for ``mask_glob``; a frame without a
-    map is packed as one of which nothing is known."""
-    region_names: str = "1:mirror,2:art,3:frame,4:decoy"
-    """What the numbers of region maps mean: ``mirror``, ``art`` (screens too), ``frame`` or
-    ``decoy`` (openings); 0 is background, and so is what is left out here."""
-    quantity: Literal["z", "distance"] = "z"
-    """``z``: depth along the optical axis; ``distance``: distance to the optical centre."""
+    """Pattern of region maps that say where mirrors and pictures are: images or arrays of the
+    depth's or the image's size whose numbers or colours ``region_names`` explains. Wildcards as for
+    ``mask_glob``; a frame without a map is packed as one of which nothing is known."""
+    polygon_glob: str = ""
+    """Pattern of files of outlines, in place of region maps: LabelMe, COCO instances or CVAT for
+    images. Its wildcards stand for the same text as the first ones of the images; without any it is
+    one file for all."""
+    region_names: str = DEFAULT_NAMES
+    """What labels mean: ``mirror``, ``art`` (screens too), ``frame``, ``decoy`` (openings) or
+    ``background``. Numbers or colours of maps (``1:mirror,2-9:art``, ``#ff0000:mirror``), names of
+    outlines (``tv:art``) besides mirror, art, picture, painting, poster, screen, frame, opening and
+    more. Others are background, counted when packing ends."""
+    planes: Literal["auto", "none", "fit", "file"] = "auto"
+    """Where the depth of labelled mirrors and pictures comes from. ``none``: that of the frame is
+    true there; ``fit``: the plane that fits the depth around (or in) each; ``file``: planes of
+    ``plane_glob``; ``auto``: ``fit`` for outlines, which are drawn where a sensor was fooled,
+    ``none`` for region maps, which are rendered with the depth."""
+    art_planes: Literal["inside", "ring"] = "inside"
+    """Where planes of pictures are fitted. ``inside``: to their own depth, which a sensor measures,
+    else around; ``ring``: around them, as those of mirrors always are."""
+    bad_planes: Literal["ignore", "skip"] = "ignore"
+    """What happens where no plane can be trusted. ``ignore``: the thing has no truth, and is
+    named; ``skip``: the frame is left out."""
+    plane_glob: str = ""
+    """Pattern of Mirror3D's JSON files of planes, for ``planes file``. Wildcards as for
+    ``mask_glob``; their unit is that of the depth file."""
+    quantity: Literal["z", "distance", "disparity"] = "z"
+    """``z``: depth along the optical axis; ``distance``: distance to the optical centre;
+    ``disparity``: of a stereo camera in pixels, with its baseline in metres for ``depth_scale``, or
+    where ``intrinsics_glob`` names OpenCV's XML with ``baselineLR`` the metres per unit of that."""
     intrinsics: tuple[float, ...] = ()
     """fx, fy, cx, cy in pixels, cx and cy for pixel centres at integers (OpenCV, TUM)."""
     half_pixel_centres: bool = False
@@ -144,7 +182,7 @@ class FolderReader:
     """Short name of the data set."""
 
     def __post_init__(self) -> None:
-        images, depths = (len(_wildcards(g)) for g in (self.image_glob, self.depth_glob))
+        images, depths = (len(wildcards(g)) for g in (self.image_glob, self.depth_glob))
         low, high = self.depth_range
         for good, message in (
             (
@@ -161,8 +199,8 @@ class FolderReader:
                 f"depth_scale: expected metres per unit, 1e-9 to 1e6, found {self.depth_scale}",
             ),
             (
-                self.quantity in ("z", "distance"),
-                f"quantity: expected z or distance, found {self.quantity}",
+                self.quantity in ("z", "distance", "disparity"),
+                f"quantity: expected z, distance or disparity, found {self.quantity}",
             ),
             (
                 len(self.intrinsics) in (0, 4),
@@ -177,19 +215,38 @@ class FolderReader:
                 f"{' and '.join(self._cameras_given())} are both given: leave one of them out",
             ),
             (
-                len(_wildcards(self.intrinsics_glob)) <= images,
+                len(wildcards(self.intrinsics_glob)) <= images,
                 f"intrinsics_glob: expected at most the {images} runs of wildcards of image_glob,"
                 f" found {self.intrinsics_glob}",
             ),
             (
-                len(_wildcards(self.mask_glob)) <= depths,
+                len(wildcards(self.mask_glob)) <= depths,
                 f"mask_glob: expected at most the {depths} runs of wildcards of depth_glob,"
                 f" found {self.mask_glob}",
             ),
+            *(
+                (
+                    len(wildcards(glob)) <= runs,
+                    f"{name}: expected at most the {runs} runs of wildcards of {of}, found {glob}",
+                )
+                for name, glob, of, runs in (
+                    ("region_glob", self.region_glob, "depth_glob", depths),
+                    ("plane_glob", self.plane_glob, "depth_glob", depths),
+                    ("polygon_glob", self.polygon_glob, "image_glob", images),
+                )
+            ),
             (
-                len(_wildcards(self.region_glob)) <= depths,
-                f"region_glob: expected at most the {depths} runs of wildcards of depth_glob,"
-                f" found {self.region_glob}",
+                not (self.region_glob and self.polygon_glob),
+                "region_glob and polygon_glob are both given: leave one of them out",
+            ),
+            (
+                (self.planes == "file") == bool(self.plane_glob),
+                f"planes and plane_glob: expected file and a pattern, or neither, found"
+                f" {self.planes} and {self.plane_glob or 'nothing'}",
+            ),
+            (
+                self.planes in ("auto", "none") or bool(self.region_glob or self.polygon_glob),
+                f"planes: {self.planes} needs the labels of region_glob or polygon_glob",
             ),
             (
                 8 <= self.image_bits <= 16,
@@ -205,9 +262,7 @@ class FolderReader:
                 f"depth_range: expected 0 <= low < high <= 1e6, found {low}, {high}",
             ),
             (
-                self.scene_from in ("parent", "file", "dataset")
-                or self.scene_from.isdecimal()
-                or bool(_wildcards(self.scene_from)),
+                is_scene_rule(self.scene_from),
                 "scene_from: expected parent, file, dataset or a number, or a pattern with"
                 f" wildcards, found {self.scene_from}",
             ),
@@ -221,7 +276,7 @@ class FolderReader:
                 raise UserError(message)
         if self.sensor_mm:
             sensor_sides(self.sensor_mm)
-        _region_table(self.region_names)
+        check_names(self.region_names, bool(self.polygon_glob))
 
     @property
     def kind(self) -> Literal["depth", "art"]:
@@ -236,18 +291,24 @@ class FolderReader:
 
         Files without a partner are excluded. Raises UserError if no image has one.
         """
+        forget_files()
         tree = Tree(self.raw)
         paths = list(tree.walk())
-        masks, regions = (_match(glob, paths) for glob in (self.mask_glob, self.region_glob))
-        beside = {*masks.values(), *regions.values()}
-        depths = _match(self.depth_glob, set(paths).difference(beside))
-        mask_of = _by_depth(depths, masks, self.mask_glob)
-        region_of = _by_depth(depths, regions, self.region_glob)
-        images = _match(self.image_glob, set(paths).difference(depths.values(), beside))
+        masks, regions, planes, polygons = (
+            match(glob, paths)
+            for glob in (self.mask_glob, self.region_glob, self.plane_glob, self.polygon_glob)
+        )
+        others = {*masks.values(), *regions.values(), *planes.values(), *polygons.values()}
+        depths = match(self.depth_glob, set(paths).difference(others))
+        mask_of = beside(depths, masks, self.mask_glob)
+        region_of = beside(depths, regions, self.region_glob)
+        plane_of = beside(depths, planes, self.plane_glob)
+        images = match(self.image_glob, set(paths).difference(depths.values(), others))
+        polygon_of = beside(images, polygons, self.polygon_glob)
         if self.pair_alone:
-            depths = _alone(images, depths)
+            depths = alone(images, depths)
         if self.pair_within_s > 0:
-            depths = _in_time(images, depths, self.pair_within_s)
+            depths = in_time(images, depths, self.pair_within_s)
         both = images.keys() & depths.keys()
         if not both:
             raise tree.layout_error(
@@ -258,10 +319,10 @@ class FolderReader:
             )
         cameras: dict[tuple[str, ...], str] = {(): ""}
         if self.intrinsics_glob:
-            cameras = _match(self.intrinsics_glob, paths)
-        shared = len(_wildcards(self.intrinsics_glob))
-        if self.pair_within_s > 0 and shared == len(_wildcards(self.image_glob)):
-            cameras = _in_time(images, cameras, self.pair_within_s)
+            cameras = match(self.intrinsics_glob, paths)
+        shared = len(wildcards(self.intrinsics_glob))
+        if self.pair_within_s > 0 and shared == len(wildcards(self.image_glob)):
+            cameras = in_time(images, cameras, self.pair_within_s)
         without = {parts for parts in both if parts[:shared] not in cameras}
         if without == both:
             raise tree.layout_error(
@@ -283,12 +344,15 @@ class FolderReader:
                 depth=depths[parts],
                 mask=mask_of.get(depths[parts], ""),
                 region=region_of.get(depths[parts], ""),
+                polygon=polygon_of.get(images[parts], ""),
+                plane=plane_of.get(depths[parts], ""),
                 intrinsics=cameras[parts[:shared]],
             )
             for parts in both - without - unmasked
         )
-        self._warn(paths, items, {*images.values(), *depths.values(), *beside})
+        self._warn(paths, items, {*images.values(), *depths.values(), *others})
         self._look_at_camera(items)
+        look_at_labels(self.raw, items, self.region_glob or self.polygon_glob, self._look_at)
         excluded = [(images[parts], "no file of intrinsics") for parts in without]
         excluded += [(images[parts], "no mask file") for parts in unmasked - without]
         excluded += [(images[parts], "no depth file") for parts in images.keys() - both]
@@ -309,7 +373,13 @@ class FolderReader:
         }
         if picture.turned_from != 1:
             meta["image_turned_from_orientation"] = picture.turned_from
-        return RawFrame(
+        K_px = self._intrinsics(item, picture, stored)
+        valid = self._valid(item.files.get("mask"), codes)
+        if self.quantity == "disparity":
+            depth = self._of_disparity(codes, valid, K_px, item.files.get("intrinsics"))
+        else:
+            depth = self._with_meaning(codes, valid, url)
+        raw = RawFrame(
             key=item.key,
             dataset=self.dataset,
             scene=item.scene,
@@ -317,11 +387,20 @@ class FolderReader:
             image_ext=picture.image_ext,
             width=picture.width,
             height=picture.height,
-            depth=self._with_meaning(codes, self._valid(item.files.get("mask"), codes), url),
-            K_px=self._intrinsics(item, picture, stored),
+            depth=depth,
+            K_px=K_px,
             split=item.split,
             meta=meta | relative_paths(Tree(self.raw), item.files),
-            region=self._region(item.files.get("region")),
+        )
+        return with_labels(
+            raw,
+            self._labels(item, picture, stored),
+            planes=self._planes(),
+            given=read_planes(item.files["plane"], self.depth_scale)
+            if "plane" in item.files
+            else (),
+            art_inside=self.art_planes == "inside",
+            skip_bad=self.bad_planes == "skip",
         )
 
     def _cameras_given(self) -> Sequence[str]:
@@ -354,7 +433,9 @@ class FolderReader:
     def _item(self, tree: Tree, image: str, **others: str) -> Item:
         paths = {"image": image, **others}
         files = {role: tree.url(path) for role, path in paths.items() if path}
-        return Item(key=make_key(image), scene=self._scene(image), files=files)
+        return Item(
+            key=make_key(image), scene=scene_of(image, self.scene_from, self.dataset), files=files
+        )
 
     def _warn(self, paths: Sequence[str], items: Sequence[Item], matched: Set[str]) -> None:
         """Of steps that are coarse, of grey that is dim, and of images in other formats."""
@@ -381,21 +462,6 @@ class FolderReader:
                     stacklevel=3,
                 )
 
-    def _scene(self, image: str) -> str:
-        directories = make_key(image).split("/")[:-1]
-        if _wildcards(self.scene_from):
-            start = re.match(_regex(self.scene_from), image)
-            if start is None:
-                raise UserError(f"scene_from: {self.scene_from} is no start of {image}")
-            directories = [make_key(image)[: start.end()].rstrip("/")]
-        elif self.scene_from == "file":
-            return make_key(image)
-        elif self.scene_from == "dataset":
-            directories = []
-        elif self.scene_from != "parent":
-            directories = directories[: int(self.scene_from)]
-        return "/".join(directories) or self.dataset
-
     def _codes(self, url: str) -> NDArray[Any]:
         """The codes of a depth file, their bits in order."""
         if self.depth_bits == "rgba":
@@ -417,18 +483,31 @@ class FolderReader:
             raise BadFrame("mask and depth differ in size", sizes)
         return mask >= self.mask_min
 
-    def _region(self, url: str | None) -> NDArray[np.uint8] | None:
-        """The region map of a frame in numbers of ``Region``; None if it has none."""
-        if url is None:
-            return None
-        numbers = read_array(url, self.depth_array, role="regions")
-        if numbers.dtype != np.uint8:
-            raise BadFrame("regions are not 8-bit", f"{url}: {numbers.dtype}")
-        return _region_table(self.region_names)[numbers]
+    def _labels_of(self, item: Item, stored: Picture) -> Labels | None:
+        """The labels of a frame, of the size of its map or its image; None if it has none."""
+        path = Tree(self.raw).path(item.files["image"])
+        size = (stored.height, stored.width)
+        return read_labels(item.files, path, *size, self.region_names, self.depth_array)
+
+    def _labels(self, item: Item, picture: Picture, stored: Picture) -> Labels | None:
+        labels = self._labels_of(item, stored)
+        if labels is not None and labels.region.shape == (stored.height, stored.width):
+            return labels.resized(picture.height, picture.width)
+        return labels
+
+    def _look_at(self, item: Item) -> Labels | None:
+        shape = self._codes(item.files["depth"]).shape
+        return self._labels_of(item, read_image(item.files["image"], shape, self.image_bits))
+
+    def _planes(self) -> Planes:
+        if self.planes == "auto":
+            return "fit" if self.polygon_glob else "none"
+        return self.planes
 
     def _with_meaning(
         self, codes: NDArray[Any], valid: NDArray[np.bool_] | None, url: str
     ) -> DepthCodes:
+        assert self.quantity != "disparity"
         hole, sky = (None if code == _NONE else code for code in (self.hole, self.sky))
         if codes.dtype not in (np.uint16, np.float16, np.float32, np.float64):
             raise BadFrame("depth is neither 16-bit nor float", f"{url}: {codes.dtype}")
@@ -445,6 +524,26 @@ class FolderReader:
             metres[codes == hole] = np.nan
         if sky is not None:
             metres[codes >= sky] = np.inf
+        return self._logarithmic(metres, self.quantity)
+
+    def _of_disparity(
+        self,
+        codes: NDArray[Any],
+        valid: NDArray[np.bool_] | None,
+        K_px: Float64[np.ndarray, "3 3"],
+        camera_url: str | None,
+    ) -> DepthCodes:
+        """z = fx * baseline / disparity; what is not finite and above 0 is unknown."""
+        baseline_m = self.depth_scale * (read_baseline(camera_url) if camera_url else 1.0)
+        disparity = codes.astype(np.float64)
+        disparity[~((disparity > 0) & np.isfinite(disparity)) | (codes == self.hole)] = np.nan
+        if valid is not None:
+            disparity[~valid] = np.nan
+        return self._logarithmic(K_px[0, 0] * baseline_m / disparity, "z")
+
+    def _logarithmic(
+        self, metres: Float64[np.ndarray, "h w"], quantity: Literal["z", "distance"]
+    ) -> DepthCodes:
         low, high = self.depth_range
         known = np.isfinite(metres)
         outside = known & ((metres <= low) | (metres > high))
@@ -456,7 +555,7 @@ class FolderReader:
         )
         return DepthCodes(
             codes=logarithmic.codes,
-            quantity=self.quantity,
+            quantity=quantity,
             hole=logarithmic.hole,
             sky=logarithmic.sky,
             log_range_m=logarithmic.log_range_m,
@@ -492,35 +591,6 @@ class FolderReader:
         return of.width / 2 / math.tan(fov / 2)
 
 
-def _by_depth(
-    depths: Mapping[tuple[str, ...], str], others: Mapping[tuple[str, ...], str], glob: str
-) -> dict[str, str]:
-    """depth file -> the file of a pattern whose wildcards stand for the first ones of the depth."""
-    runs = len(_wildcards(glob))
-    return {
-        depth: others[parts[:runs]] for parts, depth in depths.items() if parts[:runs] in others
-    }
-
-
-def _region_table(names: str) -> UInt8[np.ndarray, " 256"]:
-    """The ``Region`` of every number in a map. Raises UserError if ``names`` does not say it."""
-    table = np.zeros(256, np.uint8)
-    for entry in names.split(","):
-        number, _, name = entry.strip().partition(":")
-        if (
-            not number.isdecimal()
-            or int(number[:4]) > 255
-            or name.upper() not in Region.__members__
-        ):
-            known = ", ".join(region.name.lower() for region in Region)
-            raise UserError(
-                f"region_names: expected number:name, such as 1:mirror,2:art, with numbers of 0 to"
-                f" 255 and names of {known}, found {entry.strip()!r}"
-            )
-        table[int(number)] = Region[name.upper()]
-    return table
-
-
 def _mask_out(
     codes: NDArray[Any], valid: NDArray[np.bool_], hole: int | None, sky: int | None
 ) -> tuple[NDArray[Any], int | None]:
@@ -538,97 +608,3 @@ def _mask_out(
             raise BadFrame("no code is free for masked pixels", "each of the 65536 means a depth")
         hole = int(used.argmin())
     return np.where(valid, codes, np.uint16(hole)), hole
-
-
-def _wildcards(glob: str) -> Sequence[str]:
-    """The runs of wildcards of a pattern; each ``**/`` stands alone."""
-    return _WILDCARDS.findall(glob)
-
-
-def _match(glob: str, paths: Collection[str]) -> dict[tuple[str, ...], str]:
-    """What each run of wildcards stands for -> path.
-
-    The pattern's other text is fixed, so different paths never have the same parts.
-    """
-    pattern = _regex(glob)
-    matches = (re.fullmatch(pattern, path) for path in paths)
-    return {match.groups(): match[0] for match in matches if match}
-
-
-def _regex(glob: str) -> str:
-    """A pattern as a regular expression with a group for each run of wildcards."""
-    literals = _WILDCARDS.split(glob)
-    runs = [f"({_translate(run)})" for run in _wildcards(glob)]
-    pattern = re.escape(literals[0])
-    for run, literal in zip(runs, literals[1:], strict=True):
-        pattern += run + re.escape(literal)
-    return pattern
-
-
-def _alone(
-    images: Mapping[tuple[str, ...], str], depths: Mapping[tuple[str, ...], str]
-) -> dict[tuple[str, ...], str]:
-    """The depth files under the parts of the images that they are alone with, or their own."""
-    counts = [Counter(parts[:-1] for parts in files) for files in (images, depths)]
-    image_of = {parts[:-1]: parts for parts in images}
-    return {
-        image_of[parts[:-1]] if all(n[parts[:-1]] == 1 for n in counts) else parts: path
-        for parts, path in depths.items()
-    }
-
-
-def _in_time(
-    images: Mapping[tuple[str, ...], str], depths: Mapping[tuple[str, ...], str], limit_s: float
-) -> dict[tuple[str, ...], str]:
-    """The depth files under the parts of the images that they belong to, or under their own.
-
-    Two files belong together if each is the other's nearest in time, by at most ``limit_s``. Files
-    whose last part is no number keep their parts.
-    """
-    groups: dict[tuple[str, ...], tuple[dict[float, str], dict[float, str]]] = {}
-    for role, files in enumerate((images, depths)):
-        for parts in files:
-            if re.fullmatch(r"\d+(\.\d+)?", parts[-1]):
-                group = groups.setdefault(parts[:-1], ({}, {}))
-                group[role][float(parts[-1])] = parts[-1]
-    paired = dict(depths)
-    for others, (image_names, depth_names) in groups.items():
-        image_times, depth_times = (np.sort([*names]) for names in (image_names, depth_names))
-        if not (len(image_times) and len(depth_times)):
-            continue
-        nearest = _nearest(depth_times, image_times)
-        for image, depth in enumerate(nearest.tolist()):
-            mutual = _nearest(image_times, depth_times[depth : depth + 1])[0] == image
-            if mutual and abs(image_times[image] - depth_times[depth]) <= limit_s:
-                path = paired.pop((*others, depth_names[depth_times[depth]]))
-                paired[(*others, image_names[image_times[image]])] = path
-    return paired
-
-
-def _nearest(
-    times: Float64[np.ndarray, " n"], wanted: Float64[np.ndarray, " m"]
-) -> Int64[np.ndarray, " m"]:
-    """Which of the sorted ``times`` is nearest to each of ``wanted``; of two the earlier.
-
-    Distances are compared in whole microseconds, so that 0.4 is as far from 0.2 as from 0.6.
-    """
-    after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
-    before = np.maximum(after - 1, 0)
-    earlier, later = (np.round(1e6 * d) for d in (wanted - times[before], times[after] - wanted))
-    return np.where(earlier <= later, before, after)
-
-
-def _translate(run: str) -> str:
-    """A run of wildcards as a regular expression without groups."""
-    if run == "**/":
-        return "(?:[^/]+/)*"
-    pattern = ""
-    for token in re.findall(_WITHIN_NAME, run):
-        if token.startswith("*"):
-            pattern += "[^/]*"
-        elif token == "?":
-            pattern += "[^/]"
-        else:
-            body = token[1:-1].replace("\\", r"\\")
-            pattern += f"[^/{body[1:]}]" if body.startswith("!") else f"[{body}]"
-    return pattern

@@ -36,6 +36,11 @@ class ListReader(FolderReader):
     intrinsics_glob: str = field(default="", init=False)
     mask_glob: str = field(default="", init=False)
     region_glob: str = field(default="", init=False)
+    polygon_glob: str = field(default="", init=False)
+    plane_glob: str = field(default="", init=False)
+    planes: Literal["auto", "none", "fit", "file"] = field(default="auto", init=False)
+    art_planes: Literal["inside", "ring"] = field(default="inside", init=False)
+    bad_planes: Literal["ignore", "skip"] = field(default="ignore", init=False)
     pair_within_s: float = field(default=0.0, init=False)
     pair_alone: bool = field(default=False, init=False)
 
