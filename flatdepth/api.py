@@ -193,7 +193,7 @@ def load(
     max_depth_m: float | None = None,
     device: str | None = None,
 ) -> Predictor:
-    """Load weights to predict with.
+    """Load weights to predict with, calibrated where they say how (``model.calibration``).
 
     Args:
         checkpoint: a weight file, its folder or a Hugging Face Hub id, as

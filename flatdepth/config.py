@@ -25,6 +25,8 @@ class NetworkFacts:
         adapters: whether its encoder takes low-rank adapters.
         fixed: the sizes that can only predict.
         losses: names of its ``own_loss``, which take the place of those in ``LOSSES``.
+        canonical_focal_px: the focal length in pixels at which its published metric weights give
+            metres; None where these do not depend on it.
     """
 
     encoders: list[str]
@@ -33,6 +35,7 @@ class NetworkFacts:
     adapters: bool = False
     fixed: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
+    canonical_focal_px: float | None = None
 
 
 NETWORKS: dict[str, NetworkFacts] = {
@@ -47,6 +50,7 @@ NETWORKS: dict[str, NetworkFacts] = {
         kinds=("metric", "affine"),
         multiple=14,
         adapters=True,
+        canonical_focal_px=300.0,
     ),
     "efficientnet": NetworkFacts(encoders=["lite0"], kinds=("metric", "relative"), multiple=14),
     "midas_v21": NetworkFacts(
@@ -116,6 +120,7 @@ COUNT: Bounds = (1, 10**9)
 SEED: Bounds = (0, 2**63 - 1)
 WEIGHT: Bounds = (0, 1e6)
 MAX_DEPTH_M: Bounds = (1e-2, 1e5)
+CANONICAL_FOCAL_PX: Bounds = (1, 1e6)
 MICRO_BATCH: Bounds = (1, 1024)
 
 
@@ -147,6 +152,25 @@ def expect_multiple(key: str, size: int, multiple: int) -> None:
         size > 0 and size % multiple == 0,
         f"{key}: expected a positive multiple of {multiple}, got {size}; the nearest is "
         f"{nearest_multiple(size, multiple)}",
+    )
+
+
+def expect_canonical_focal(network: str, kind: str, focal_px: float) -> None:
+    """Refuse a canonical focal length in pixels that a network cannot be given.
+
+    Raises:
+        UserError: it is none, the kind is not metric, or the network has its own.
+    """
+    key = "model.canonical_focal_px"
+    expect_within(key, focal_px, *CANONICAL_FOCAL_PX)
+    _require(
+        kind == "metric",
+        f"{key}: expected none, because only metres depend on the focal length and the kind is "
+        f"{kind}; leave it out or set model.kind to metric",
+    )
+    own_px = NETWORKS[network].canonical_focal_px
+    _require(
+        own_px is None, f"{key}: {network} has its own, {own_px}, got {focal_px}; leave it out"
     )
 
 
@@ -487,6 +511,11 @@ class ModelConfig:
     max_depth_m: float = 20.0
     """Largest depth that a metric model can say, in metres (20 indoors, 80 outdoors); farther
     truth is not valid. Depth Anything 3 has no largest depth, and loads weights of any."""
+    canonical_focal_px: float | None = None
+    """Focal length in pixels of the network's input at which it predicts metres; those of an image
+    of another are as many times larger as its focal length is, and so is max_depth_m there. For
+    data of several cameras; about that of the network's input where most of the data, or the
+    weights to start from, were taken. Null: metres whatever the camera (Depth Anything 3: 300)."""
     checkpoint: str | None = None
     """Weights to start from: a file (.safetensors, .pth, .pt, .ckpt, .bin), its folder or a hub id.
     Null: random weights."""
@@ -535,6 +564,8 @@ class ModelConfig:
             lora_rank=(0, 1024),
             lora_alpha=(1e-3, 1e6),
         )
+        if self.canonical_focal_px is not None:
+            expect_canonical_focal(self.name, self.kind, self.canonical_focal_px)
         _require(
             not self.lora_rank or facts.adapters,
             f"model.lora_rank: {self.name} takes no adapters; set it to 0",
@@ -544,6 +575,12 @@ class ModelConfig:
             "model.lora_rank: adapters already freeze the encoder they are added to; set "
             "model.freeze to none or head and model.frozen_blocks to 0",
         )
+
+    def reach_m(self, focal_px: float) -> float:
+        """Up to which depth in metres truth is valid in an image of that focal length in pixels."""
+        if self.canonical_focal_px is None:
+            return self.max_depth_m
+        return self.max_depth_m * focal_px / self.canonical_focal_px
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from flatdepth.augment.plan.appearance import Kind
 from flatdepth.augment.plan.layout import Paste
 from flatdepth.config import ContentShares, PhotometricConfig, TrainConfig
 from flatdepth.data.frames import Corpus, open_corpus
-from flatdepth.data.loader import Sample, to_device, training_samples
+from flatdepth.data.loader import Sample, to_device, training_samples, truth_range_m
 from flatdepth.errors import UserError
 from flatdepth.geometry import project
 from flatdepth.types import Region
@@ -129,7 +129,7 @@ def _looks(
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Way, luminance of the clean and of the pasted image, and the outline's pixels."""
     cpu = torch.device("cpu")
-    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+    depth_range_m = truth_range_m(config)
     clean, groups, factors = to_device([sample], cpu, depth_range_m=depth_range_m)
     pasted = paste(clean, groups, depth_range_m=depth_range_m)
     inside = (pasted.region[0, 0] != Region.BACKGROUND).numpy()

@@ -20,7 +20,13 @@ from flatdepth.augment.photometric import photometric
 from flatdepth.bench.timing import environment
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
-from flatdepth.data.loader import Sample, to_device, training_samples
+from flatdepth.data.loader import (
+    Sample,
+    to_device,
+    training_samples,
+    truth_range_m,
+    within_reach,
+)
 from flatdepth.training.ema import Ema
 from flatdepth.training.launch import share_out
 from flatdepth.training.loop import loss_weight
@@ -181,7 +187,7 @@ def training_batches(
         enter: told data wait, to device, paste and photometric as they begin.
     """
     stream = _stream(config)
-    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+    depth_range_m = truth_range_m(config)
 
     @torch.no_grad()
     def next_batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -193,6 +199,7 @@ def training_batches(
         batch = paste(batch, plans, depth_range_m=depth_range_m)
         enter("photometric")
         image = photometric(batch.image, factors)
+        batch = within_reach(batch, config.model)
         return image, batch.depth_m, loss_weight(batch, config.loss)
 
     with closing(stream):

@@ -1,9 +1,10 @@
-"""Look into weight files, convert, compare, blend and check them.
+"""Look into weight files, convert, compare, blend, calibrate and check them.
 
 flatdepth checkpoint info FILE [--keys]
 flatdepth checkpoint export FILE OUT
 flatdepth checkpoint diff A B [--out diff.png] [--json diff.json] [--tensors]
 flatdepth checkpoint blend A B --alpha 0.5 OUT
+flatdepth checkpoint calibrate FILE --data SHARDS --out NEW.safetensors
 flatdepth checkpoint verify FILE [OTHER]
 
 A FILE is a .safetensors, .pth, .pt, .ckpt or .bin, its folder, or a Hugging Face Hub id.
@@ -19,10 +20,20 @@ from typing import cast
 from flatdepth.cli import Parser, as_called, called, number
 from flatdepth.config import MAX_DEPTH_M
 from flatdepth.errors import UserError
-from flatdepth.models.checkpoint import LoadReport, WeightFile, model_of, open_model, read_weights
-from flatdepth.models.export import export_weights, largest_difference
+from flatdepth.judge.protocol import PROTOCOLS
+from flatdepth.models.calibration import FORMS
+from flatdepth.models.checkpoint import (
+    CALIBRATION,
+    LoadReport,
+    WeightFile,
+    model_of,
+    open_model,
+    read_weights,
+)
+from flatdepth.models.export import export_weights, for_original_code, largest_difference
 from flatdepth.models.huggingface import takes
 from flatdepth.models.network import DepthNetwork, Kind
+from flatdepth.models.precision import best_device
 from flatdepth.models.surgery import (
     blend,
     blended_metadata,
@@ -82,6 +93,36 @@ def command_line() -> Parser:
     _add_kind(sub)
 
     sub = commands.add_parser(
+        "calibrate", help="correct the metres of metric weights by a set, judged on held-out scenes"
+    )
+    sub.set_defaults(function=_calibrate)
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument(
+        "--data", action="extend", nargs="+", required=True, metavar="SHARDS", help="shard sets"
+    )
+    sub.add_argument(
+        "--part",
+        choices=("all", "train", "val", "test"),
+        default="val",
+        help="which part of the sets, as in flatdepth evaluate (default: val)",
+    )
+    sub.add_argument(
+        "--fit",
+        choices=FORMS,
+        default="scale",
+        help="one factor, or scale and shift of inverse depth (default: scale)",
+    )
+    sub.add_argument("--out", type=Path, required=True, metavar="NEW.safetensors")
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier file at --out")
+    sub.add_argument(
+        "--protocol", choices=tuple(PROTOCOLS), default="none", help="crop and depth range"
+    )
+    sub.add_argument("--images", type=int, default=0, help="most images per set (default: all)")
+    sub.add_argument("--size", type=int, metavar="PX", help="as in flatdepth evaluate")
+    sub.add_argument("--batch", type=int, default=4, help="pictures per forward pass (default: 4)")
+    _add_kind(sub)
+
+    sub = commands.add_parser(
         "verify", help="compare one forward pass with OTHER's, or with copies in every layout"
     )
     sub.set_defaults(function=_verify)
@@ -122,12 +163,20 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     model, report = _open(arguments.file, arguments)
+    model, notes = for_original_code(model, arguments.target)
+    run = arguments.run or _run_of(Path(arguments.file))
+    _write(model, arguments.target, _origin(report), run)
+    for note in notes:
+        print(f"note: {note}")
+
+
+def _origin(report: LoadReport) -> dict[str, str]:
+    """What a file made of another says of where it comes from."""
     said = report.metadata or {}
     extra = {key: said[key] for key in (*_ORIGIN, "step") if key in said}
     if not said.keys() & set(_ORIGIN):
-        extra["converted_from"] = Path(arguments.file).name
-    run = arguments.run or _run_of(Path(arguments.file))
-    _write(model, arguments.target, extra, run)
+        extra["converted_from"] = Path(report.source).name
+    return extra
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -150,8 +199,44 @@ def _blend(arguments: argparse.Namespace) -> None:
     a, b = read_weights(arguments.a), read_weights(arguments.b)
     model = _model_like(a, b, arguments)
     model.load_state_dict(blend(model, _model_like(b, a, arguments), arguments.alpha))
+    model.calibration = None  # A's, not the blend's
     extra = blended_metadata(arguments.a, arguments.b, arguments.alpha)
     _write(model, arguments.target, dict(extra), None)
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from flatdepth.data.progress import picture_progress
+    from flatdepth.judge.calibration import calibrate, render
+    from flatdepth.judge.scoring import Request
+
+    target: Path = arguments.out
+    if target.suffix != ".safetensors":
+        raise UserError(f"--out: expected a name that ends in .safetensors, got {target}")
+    if target.resolve() == Path(arguments.file).resolve():
+        raise UserError(f"--out: {target} is the file to calibrate; choose another name")
+    for path in (target, target.with_suffix(".md")):
+        if path.exists() and not arguments.overwrite:
+            raise UserError(f"{path} would be overwritten; choose another --out or --overwrite")
+    model, report = _open(arguments.file, arguments)
+    request = Request(
+        checkpoints=(arguments.file,),
+        kinds=(arguments.kind,),
+        max_depths_m=(arguments.max_depth_m,),
+        trained_on=(None,),
+        data=tuple(arguments.data),
+        part=arguments.part,
+        protocol=PROTOCOLS[arguments.protocol],
+        size=arguments.size,
+        images=arguments.images,
+        batch=arguments.batch,
+    )
+    found = calibrate(model, request, arguments.fit, best_device(), picture_progress())
+    print(render(found))
+    extra = _origin(report)
+    model.calibration = found if found.is_applied else None
+    if not found.is_applied:
+        extra[CALIBRATION] = found.text()
+    _write(model.cpu(), target, extra, None, overwrite=arguments.overwrite)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -194,8 +279,14 @@ def _model_like(file: WeightFile, other: WeightFile, arguments: argparse.Namespa
     return model
 
 
-def _write(model: DepthNetwork, target: Path, extra: dict[str, str], run: Path | None) -> None:
-    difference = export_weights(model, target, extra=extra, run=run)
+def _write(
+    model: DepthNetwork,
+    target: Path,
+    extra: dict[str, str],
+    run: Path | None,
+    overwrite: bool = False,
+) -> None:
+    difference = export_weights(model, target, extra=extra, run=run, overwrite=overwrite)
     print(f"wrote {target}; read again, its largest difference is {difference:g} {model.units}")
 
 

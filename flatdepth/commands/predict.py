@@ -50,6 +50,9 @@ def main(argv: list[str]) -> int:
     inputs = plan_inputs(chosen.inputs, chosen.out, options)
     model, report = open_model(chosen.checkpoint, kind=chosen.kind, max_depth_m=chosen.max_depth_m)
     print(report, file=sys.stderr)
+    if chosen.no_calibration and model.calibration is not None:
+        model.calibration = None
+        print("note: --no_calibration: the weights predict without it", file=sys.stderr)
     summary = predict_files(
         model.to(device),
         inputs,
@@ -93,13 +96,20 @@ def parser() -> Parser:
     network("--tiles", action="store_true", help="full resolution from tiles of --size px")
     network("--batch", type=int, default=4, help="images or tiles at once (default: 4)")
     network("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
-    weights = result.add_argument_group("weights that do not say what they are").add_argument
-    weights("--kind", choices=("metric", "relative", "affine"))
+    weights = result.add_argument_group("weights").add_argument
+    weights(
+        "--kind", choices=("metric", "relative", "affine"), help="of weights that do not say it"
+    )
     weights(
         "--max_depth_m",
         type=number(*MAX_DEPTH_M),
         metavar="M",
-        help="of metric weights: 20 indoor, 80 outdoor",
+        help="of metric weights that do not say it: 20 indoor, 80 outdoor",
+    )
+    weights(
+        "--no_calibration",
+        action="store_true",
+        help="leave out what flatdepth checkpoint calibrate has put into the weights",
     )
     depth = result.add_argument_group("depth PNG and point cloud").add_argument
     depth(

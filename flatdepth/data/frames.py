@@ -174,7 +174,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         val=tuple(held_out),
         pictures=Pictures(art_sets),
         digests={
-            path: _digest(shards)
+            path: content_digest(shards)
             for path, shards in zip(
                 (*(entry.path for entry in indexed), *config.val, *config.art),
                 (*train_sets, *val_sets, *art_sets),
@@ -213,7 +213,8 @@ def _stream(entry: SetConfig, subset: Subset | None, resampled: bool) -> Stream:
     )
 
 
-def _digest(shards: ShardSet) -> str:
+def content_digest(shards: ShardSet) -> str:
+    """SHA-256 of the digests of a set's tars."""
     return sha256("".join(shard.sha256 for shard in shards.index.shards).encode()).hexdigest()
 
 

@@ -26,7 +26,7 @@ from flatdepth.augment.plan.coarse import thin_view
 from flatdepth.augment.plan.layout import Paste, is_pasted, plan_pastes
 from flatdepth.augment.rng import Draws, hash_words
 from flatdepth.cli import free_memory
-from flatdepth.config import DataConfig, PasteConfig, TrainConfig
+from flatdepth.config import MAX_DEPTH_M, DataConfig, ModelConfig, PasteConfig, TrainConfig
 from flatdepth.data.frames import Corpus, Pictures, Subset
 from flatdepth.data.order import Order, rank_positions
 from flatdepth.data.streams import Window
@@ -36,6 +36,7 @@ from flatdepth.types import Batch, Frame
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 FRAME_BYTES = 8
 """Per pixel of a prepared sample: colours, depth, and one for what else there is."""
@@ -205,16 +206,17 @@ def _training_sample(
 ) -> Sample:
     frame = subset.frame(place)
     draws = Draws(config.seed, epoch, subset.identity(place))
+    view = random_view(frame.depth_m.shape, config.data, draws)
     return pasted_sample(
         subset,
         place,
-        random_view(frame.depth_m.shape, config.data, draws),
+        view,
         draws,
         config.paste.at(step),
         frame=frame,
         pictures=corpus.pictures,
         photometric=draw_photometric(draws, config.photometric),
-        depth_range_m=(config.data.min_depth_m, config.model.max_depth_m),
+        depth_range_m=_view_range_m(frame, view, config),
     )
 
 
@@ -226,16 +228,42 @@ def validation_sample(
     There are no pastes in a set whose own flat things are labelled.
     """
     frame = subset.frame(place)
+    view = central_view(frame.depth_m.shape, config.data)
     return pasted_sample(
         subset,
         place,
-        central_view(frame.depth_m.shape, config.data),
+        view,
         Draws(config.eval.seed, 0, subset.identity(place)),
         replace(config.paste, share=1.0 if pasted and not subset.is_labelled else 0.0, stages=[]),
         frame=frame,
         pictures=corpus.pictures,
-        depth_range_m=(config.data.min_depth_m, config.model.max_depth_m),
+        depth_range_m=_view_range_m(frame, view, config),
     )
+
+
+def truth_range_m(config: TrainConfig) -> tuple[float, float]:
+    """(near, far) in metres of the truth that is valid in images of some camera.
+
+    Where far depends on the focal length, ``within_reach`` has the last word.
+    """
+    model = config.model
+    far_m = model.max_depth_m if model.canonical_focal_px is None else MAX_DEPTH_M[1]
+    return config.data.min_depth_m, far_m
+
+
+def within_reach(batch: AnyBatch, model: ModelConfig) -> AnyBatch:
+    """The batch without truth beyond what a network can say of each image (``reach_m``)."""
+    if model.canonical_focal_px is None:
+        return batch
+    far_m = model.reach_m(1.0) * batch.focal_px[:, None, None, None]
+    valid = batch.valid & (batch.depth_m <= far_m)
+    return replace(batch, valid=valid, depth_m=torch.where(valid, batch.depth_m, 0.0))
+
+
+def _view_range_m(frame: Frame, view: View, config: TrainConfig) -> tuple[float, float]:
+    """(near, far) in metres of the truth that is valid in a view."""
+    focal_px = float(view.intrinsics(frame.K_px).diagonal()[:2].mean())
+    return config.data.min_depth_m, config.model.reach_m(focal_px)
 
 
 def pasted_sample(

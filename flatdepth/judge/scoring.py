@@ -274,7 +274,7 @@ def judge(
     if subsets is None:
         subsets = open_subsets(request.data, request.part)
     pictures = open_pictures(request.art)
-    places = [_places(len(subset), request.images) for subset in subsets]
+    places = [even_places(len(subset), request.images) for subset in subsets]
     pasted = (False,) if request.paste_seed is None else (False, True)
     tasks_of = [
         [(place, p) for place in chosen for p in pasted if not (p and subset.is_labelled)]
@@ -292,7 +292,7 @@ def judge(
 
         samples = in_order(load, tasks, threads=request.threads, ahead=4 * request.batch)
         numbered = zip(samples, (with_pastes for _, with_pastes in tasks), strict=True)
-        for group in _alike(numbered, request.batch):
+        for group in alike(numbered, request.batch):
             _score(group, request, contenders, size, book, device)
             done += len(group)
             progress(done, total)
@@ -447,7 +447,8 @@ def _label(number: int) -> str:
     return letters if number < 26 else _label(number // 26 - 1) + letters
 
 
-def _places(count: int, most: int) -> list[int]:
+def even_places(count: int, most: int) -> list[int]:
+    """At most so many of the places of a set, evenly spaced; 0: all."""
     if most == 0 or count <= most:
         return list(range(count))
     return np.linspace(0, count - 1, most).round().astype(int).tolist()
@@ -483,9 +484,7 @@ class _Book:
     trained: list[list[int | None]] = field(default_factory=list)
 
 
-def _alike(
-    samples: Iterable[tuple[Sample, bool]], most: int
-) -> Iterator[list[tuple[Sample, bool]]]:
+def alike(samples: Iterable[tuple[Sample, bool]], most: int) -> Iterator[list[tuple[Sample, bool]]]:
     """Consecutive samples of the same size, at most ``most`` together."""
     for _, run in groupby(samples, key=lambda one: (one[0].view.height, one[0].view.width)):
         group: list[tuple[Sample, bool]] = []

@@ -30,6 +30,10 @@ def describe(contender: Contender, request: Request) -> str:
     model = contender.model
     has_maximum = model.kind == "metric" and model.bounded
     depth = f" up to {model.max_depth_m:g} m" if has_maximum else ""
+    if has_maximum and model.canonical_focal_px is not None:
+        depth += f" at {model.canonical_focal_px:g} px"
+    if model.calibration is not None:
+        depth += f", calibrated: {model.calibration.correction}"
     alignment = describe_alignment(contender.alignment, request.fit)
     return f"{contender.source} ({model.encoder}, {model.kind}{depth}), {alignment}"
 

@@ -19,7 +19,15 @@ from torch import Tensor
 from flatdepth.augment.draw.composite import paste
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Corpus
-from flatdepth.data.loader import EVAL_AHEAD, Sample, in_order, to_device, validation_sample
+from flatdepth.data.loader import (
+    EVAL_AHEAD,
+    Sample,
+    in_order,
+    to_device,
+    truth_range_m,
+    validation_sample,
+    within_reach,
+)
 from flatdepth.judge.metrics import RegionTable, image_metrics, region_masks
 from flatdepth.judge.protocol import align, own_alignment
 from flatdepth.models.network import DepthNetwork
@@ -62,9 +70,11 @@ def protocol(config: TrainConfig) -> str:
         "virtual": "; truth in pasted mirrors is the scene that they show, behind their plane, and "
         "labelled mirrors have none",
     }[config.paste.mirror_target]
+    canonical_px = config.model.canonical_focal_px
+    at = "" if canonical_px is None else f" at a focal length of {canonical_px:g} px, in proportion"
     return (
         f"{config.model.kind} depth, {alignment}, {config.data.min_depth_m:g} to "
-        f"{config.model.max_depth_m:g} m, central view resized to {config.data.height} x "
+        f"{config.model.max_depth_m:g} m{at}, central view resized to {config.data.height} x "
         f"{config.data.width} px, no further crop; mean over images{mirrors}"
     )
 
@@ -136,13 +146,13 @@ def predict_depth(
     model: DepthNetwork, samples: list[Sample], config: TrainConfig, accelerator: Accelerator
 ) -> tuple[Batch, Float[Tensor, "b 1 h w"]]:
     """The pasted batch and the depth in metres that the model says, aligned unless it is metric."""
-    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+    depth_range_m = truth_range_m(config)
     batch, plans, _ = to_device(
         samples,
         accelerator.device,
         depth_range_m=depth_range_m,
     )
-    batch = paste(batch, plans, depth_range_m=depth_range_m)
+    batch = within_reach(paste(batch, plans, depth_range_m=depth_range_m), config.model)
     with autocast(accelerator):
         prediction = model(batch.image, batch.focal_px)
     pred_m = align(
@@ -193,7 +203,7 @@ def _add(
             batch.depth_m[one],
             mask,
             min_m=config.data.min_depth_m,
-            max_m=config.model.max_depth_m,
+            max_m=config.model.reach_m(float(batch.focal_px[one])),
         )
         table.add(batch.sample[one].cpu(), name, values.cpu(), pixels.cpu())
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flatdepth.config import NETWORKS
 from flatdepth.errors import UserError
-from flatdepth.models.checkpoint import network_of, read_metadata
+from flatdepth.models.checkpoint import CALIBRATION, calibration_of, network_of, read_metadata
 from flatdepth.models.networks import network_class
 from flatdepth.show.pictures import write_atomic
 from flatdepth.types import METRICS, METRICS_FORMAT
@@ -122,6 +122,8 @@ def model_card(
         layout: which way of loading it shows.
     """
     metadata = {**metadata, "network": network_of(metadata)}
+    if recorded := calibration_of(metadata):
+        metadata[CALIBRATION] = f"{'' if recorded.is_applied else 'not applied, '}{recorded}"
     published = network_class(metadata["network"]).licence(metadata["encoder"])
     identifier, licence = _licence(published, run)
     after = _evaluation(metadata, run)
@@ -147,6 +149,7 @@ def model_card(
         size=_NAMES.get(metadata["encoder"]),
         scale=(_NAMES | _OTHER_NAMES).get(metadata["encoder"], None if published else _SMALL),
         multiple=NETWORKS[metadata["network"]].multiple,
+        canonical_px=_canonical_px(metadata),
         far=f"{float(metadata['max_depth_m']):g}" if "max_depth_m" in metadata else "",
         run=_recipe(run) if run else None,
         before=before if before is not after else None,
@@ -157,6 +160,15 @@ def model_card(
         licence=licence,
     )
     return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}\n"))
+
+
+def _canonical_px(metadata: Mapping[str, str]) -> str:
+    """The focal length at which the network predicts metres; "" where it does so whatever that."""
+    own_px = NETWORKS[metadata["network"]].canonical_focal_px
+    if own_px is not None and metadata["kind"] == "metric":
+        return f"{own_px:g}"
+    said = metadata.get("canonical_focal_px")
+    return f"{float(said):g}" if said else ""
 
 
 def _architecture(metadata: Mapping[str, str]) -> tuple[str, str]:

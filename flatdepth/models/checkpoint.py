@@ -30,8 +30,9 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 import flatdepth
-from flatdepth.config import MAX_DEPTH_M, NETWORKS
-from flatdepth.errors import UserError
+from flatdepth.config import CANONICAL_FOCAL_PX, MAX_DEPTH_M, NETWORKS
+from flatdepth.errors import UserError, expect_within
+from flatdepth.models.calibration import Calibration
 from flatdepth.models.depth_anything import ENCODERS, width_and_depth
 from flatdepth.models.huggingface import CONFIG, WEIGHTS
 from flatdepth.models.network import UNITS, DepthNetwork, Kind
@@ -43,6 +44,9 @@ from flatdepth.untrusted import parse_json
 
 FORMAT = "flatdepth"
 """The value of ``format`` in the metadata of files that we wrote."""
+
+CALIBRATION = "calibration"
+"""The name in the metadata under which a ``Calibration`` is recorded."""
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
@@ -113,7 +117,8 @@ class LoadReport:
         fresh: names of the tensors left as the model had them.
         unwrapped: what was taken off or converted on the way, in words.
         metadata: what the file says about its model, as ``read_metadata`` gives it.
-        doubts: what the prediction of a rendered room makes doubtful, in words.
+        doubts: what makes it doubtful that depths are right, in words.
+        calibration: what became of a calibration in the file, in a sentence.
     """
 
     source: str
@@ -123,6 +128,7 @@ class LoadReport:
     unwrapped: tuple[str, ...]
     metadata: Mapping[str, str] | None
     doubts: tuple[str, ...] = ()
+    calibration: str | None = None
 
     def __str__(self) -> str:
         sentences = [f"{self.source}: loaded {self.matched} of {self.total} tensors"]
@@ -133,9 +139,11 @@ class LoadReport:
         if self.metadata is None:
             sentences.append("The file does not say which kind of model it holds")
         else:
-            fields = (f"{key} {value}" for key, value in self.metadata.items() if key != "format")
+            own = ("format", CALIBRATION)
+            fields = (f"{key} {value}" for key, value in self.metadata.items() if key not in own)
             who = "Its official name" if self.metadata["format"] == "official" else "The file"
             sentences.append(f"{who} says: {', '.join(fields)}")
+        sentences += [self.calibration] if self.calibration else []
         sentences += [f"Doubtful: {doubt}" for doubt in self.doubts]
         return ". ".join(sentences) + "."
 
@@ -196,6 +204,8 @@ def load_weights(
 ) -> LoadReport:
     """Load weights into ``model``, every tensor or none.
 
+    A calibration in the file is left out: it is of these very weights, and they are to be trained.
+
     Args:
         source: as in ``read_weights``.
         head: ``"keep"`` loads the head as well, ``"fresh"`` leaves the model's own as it is, and
@@ -221,6 +231,8 @@ def open_model(
     network: str | None = None,
 ) -> tuple[DepthNetwork, LoadReport]:
     """The model that a file holds, in evaluation mode, and how it was loaded.
+
+    It has the file's calibration where that helped on scenes that it was not fitted on.
 
     Args:
         source, network: as in ``read_weights``.
@@ -277,8 +289,15 @@ def model_of(
         )
     else:
         known = float(said.get("max_depth_m", MAX_DEPTH_M[1]))
-        far = known if max_depth_m is None else max_depth_m
-        model = make_network(weights.network, weights.encoder, kind="metric", max_depth_m=far)
+        model = make_network(
+            weights.network,
+            weights.encoder,
+            kind="metric",
+            max_depth_m=known if max_depth_m is None else max_depth_m,
+            canonical_focal_px=_canonical_focal_px(said),
+        )
+        recorded = calibration_of(said)
+        model.calibration = recorded if recorded and recorded.is_applied else None
     model.trained_px = _trained_px(said)
     return model.eval(), _load(model, weights, "keep")
 
@@ -286,6 +305,19 @@ def model_of(
 def _trained_px(said: Mapping[str, str]) -> tuple[int, int] | None:
     size = re.fullmatch(r"(\d{1,5}) x (\d{1,5})", said.get("input_px", ""))
     return (int(size[1]), int(size[2])) if size else None
+
+
+def _canonical_focal_px(said: Mapping[str, str]) -> float | None:
+    return float(said["canonical_focal_px"]) if "canonical_focal_px" in said else None
+
+
+def calibration_of(said: Mapping[str, str]) -> Calibration | None:
+    """The calibration that metadata record, applied or not.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return Calibration.read(said[CALIBRATION]) if CALIBRATION in said else None
 
 
 def guess_kind(weights: WeightFile) -> Kind | None:
@@ -333,7 +365,19 @@ def _load(model: DepthNetwork, weights: WeightFile, head: Literal["keep", "fresh
         unwrapped=(*weights.unwrapped, *_conversions(wanted, tensors)),
         metadata=weights.metadata,
         doubts=doubts,
+        calibration=_fate(calibration_of(said), model),
     )
+
+
+def _fate(recorded: Calibration | None, model: DepthNetwork) -> str | None:
+    """What becomes of a file's calibration, in a sentence without its full stop."""
+    if recorded is None:
+        return None
+    if not recorded.is_applied:
+        return f"Not calibrated: {recorded} did not help on both halves of the scenes"
+    if model.calibration is None:
+        return f"Its calibration ({recorded}) is left out: calibrate anew what is trained"
+    return f"Calibrated: {recorded}"
 
 
 def save_weights(
@@ -347,9 +391,10 @@ def save_weights(
 
     The original code and ours load either. What kind of model it is (``format``, ``network``,
     ``encoder``, ``kind``, ``units``, ``version``, ``max_depth_m`` if metric and bounded,
-    ``input_px`` if known, and ``extra``) stands in the safetensors header and, since a ``.pth`` has
-    no place for it, in ``<stem>.json``. Each file is written under a temporary name, synced and
-    renamed, so it exists whole or not at all.
+    ``canonical_focal_px`` if it was chosen, ``input_px`` if known, ``calibration`` if it has one,
+    and ``extra``) stands in the safetensors header and, since a ``.pth`` has no place for it, in
+    ``<stem>.json``. Each file is written under a temporary name, synced and renamed, so it exists
+    whole or not at all.
 
     Args:
         stem: path without suffix; missing folders are made.
@@ -422,7 +467,7 @@ def read_metadata(path: Path, network: str | None = None) -> dict[str, str] | No
                 own = header if isinstance(header, dict) else {}
                 layout = "diffusers" if is_pipeline else "transformers"
                 said = {**own, **_with_units(configured), "network": name, "format": layout}
-                return {key: said[key] for key in sorted(said)}
+                return _with_sound_camera({key: str(said[key]) for key in sorted(said)}, path)
     for name in networks:
         named = network_class(name).named(path.stem)
         if named is not None:
@@ -456,6 +501,18 @@ def _checked(said: dict[str, str], path: Path) -> dict[str, str]:
             f"{path}: expected in its metadata the kind metric, with max_depth_m in metres, "
             f"relative or affine, found {shown}; save it again"
         )
+    return _with_sound_camera(said, path)
+
+
+def _with_sound_camera(said: dict[str, str], path: Path) -> dict[str, str]:
+    """Metadata after a look at focal length and calibration, which folders of others carry too."""
+    try:
+        focal_px = _canonical_focal_px(said)
+        if focal_px is not None:
+            expect_within("canonical_focal_px", focal_px, *CANONICAL_FOCAL_PX)
+        calibration_of(said)
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path}: its metadata are damaged ({error}); save it again") from error
     return said
 
 
@@ -653,7 +710,7 @@ def _check_metadata(
 ) -> tuple[str, ...]:
     """Hold what a file says against the model; what only its name says is doubted, not refused."""
     described, metadata = describe(model), weights.metadata or {}
-    doubts = []
+    doubts = [] if head == "fresh" else _focal_doubts(model, weights)
     # Kind and maximum depth say what the head's output means; the encoder is the same for all.
     meaning = () if head == "fresh" else ("kind", "max_depth_m") if model.bounded else ("kind",)
     for field in ("network", "encoder", *meaning):
@@ -673,6 +730,33 @@ def _check_metadata(
             f"{_CONSEQUENCES.get((said, own), '')}; set {field} to {said}{advice}"
         )
     return tuple(doubts)
+
+
+def _focal_doubts(model: DepthNetwork, weights: WeightFile) -> list[str]:
+    """Whether weights were trained for another focal length than the model, in words.
+
+    Raises:
+        UserError: both have one, and not the same.
+    """
+    said = _canonical_focal_px(weights.metadata or {})
+    own = model.canonical_focal_px
+    if model.kind != "metric" or NETWORKS[model.name].canonical_focal_px is not None or said == own:
+        return []
+    if said is not None and own is not None:
+        raise UserError(
+            f"{weights.source}: canonical_focal_px is {said:g} in the file but {own:g} in the "
+            f"model, which would make every depth wrong by a factor of {said / own:.3g}; set it to "
+            f"{said:g} or pass head='fresh'"
+        )
+    if own is not None:
+        return [
+            "the weights were trained without canonical_focal_px; their metres are as before in "
+            f"images of {own:g} px and in proportion to the focal length elsewhere, until trained"
+        ]
+    return [
+        f"the weights were trained with canonical_focal_px {said:g} and the model is without; "
+        f"their metres are right in images of {said:g} px only, so set it to {said:g}"
+    ]
 
 
 _CONSEQUENCES = {
@@ -699,8 +783,12 @@ def describe(model: DepthNetwork, extra: Mapping[str, str] | None = None) -> dic
     # The class, not the model: ZoeDepth's bins have a range even where predictions may exceed it.
     if model.kind == "metric" and type(model).bounded:
         described["max_depth_m"] = str(model.max_depth_m)
+    if model.canonical_focal_px != NETWORKS[model.name].canonical_focal_px and model.needs_focal:
+        described["canonical_focal_px"] = str(model.canonical_focal_px)
     if model.trained_px:
         described["input_px"] = " x ".join(map(str, model.trained_px))
+    if model.calibration is not None:
+        described[CALIBRATION] = model.calibration.text()
     extra = extra or {}
     if taken := sorted(described.keys() & extra.keys()):
         raise ValueError(f"extra metadata redefines {', '.join(taken)}")

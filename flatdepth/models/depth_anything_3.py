@@ -66,7 +66,7 @@ class DepthAnything3(DepthAnythingV2):
     """Depth Anything 3 for single images; ``DepthNetwork`` has its arguments.
 
     Planar z, in metres (``metric``) or up to scale and shift (``affine``). Metres are
-    ``exp(logit) * focal_px / 300`` (``CANONICAL_FOCAL_PX``) with the focal length of the image that
+    ``exp(logit) * focal_px / 300`` (``canonical_focal_px``) with the focal length of the image that
     the network sees, after whatever cut and resized it. ``max_depth_m`` is no part of the formula:
     it only says how far truth counts.
 
@@ -84,10 +84,6 @@ class DepthAnything3(DepthAnythingV2):
     bounded = False
     sizes: ClassVar = {name: ENCODERS[name] for name in ("vitt", "vits", "vitb", _LARGE)}
     unused = (SKY_STACK,)
-
-    def build(self, spec: EncoderSpec, encoder: bool, head: bool) -> None:
-        super().build(spec, encoder, head)
-        self.needs_focal = self.kind == "metric"
 
     @staticmethod
     def parts(spec: EncoderSpec, encoder: bool, head: bool) -> tuple[nn.Module, nn.Module]:

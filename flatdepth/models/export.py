@@ -4,6 +4,7 @@ original code loads.
 Beside the weights stands a model card. What was written is read again and has to predict the same.
 """
 
+import copy
 import math
 import os
 import shutil
@@ -15,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from flatdepth.config import NETWORKS
 from flatdepth.errors import UserError
 from flatdepth.models.card import Layout, model_card, read_run
 from flatdepth.models.checkpoint import (
@@ -32,6 +34,7 @@ from flatdepth.models.huggingface import (
     WEIGHTS,
     model_config,
     preprocessor_config,
+    takes,
     to_huggingface,
 )
 from flatdepth.models.network import DepthNetwork, nominal_focal
@@ -49,6 +52,7 @@ def export_weights(
     *,
     extra: Mapping[str, str] | None = None,
     run: Path | None = None,
+    overwrite: bool = False,
 ) -> float:
     """Write a model for others and check the copy.
 
@@ -65,6 +69,7 @@ def export_weights(
         extra: further metadata, such as the run and the step.
         run: run directory whose figures and recipe go into the card; also sets the picture size in
             ``preprocessor_config.json`` (518 x 518 otherwise).
+        overwrite: replace files (not folders) that exist.
 
     Returns:
         The largest difference between the predictions of the model and of its copy for a rendered
@@ -90,7 +95,7 @@ def export_weights(
         )
     if target.suffix in (".pth", ".safetensors"):
         card = model_card(target.stem, metadata, run=record, layout="files")
-        _write_files(_file_writers(target, state, metadata, card))
+        _write_files(_file_writers(target, state, metadata, card), overwrite)
     elif model.layout is not None:
         card = model_card(target.name, metadata, run=record, layout=model.layout)
         _write_folder(target, lambda folder: _write_own_layout(model, folder, card))
@@ -104,6 +109,44 @@ def export_weights(
         _write_folder(target, lambda folder: _write_inside(folder, writers))
     copy, _ = open_model(str(target))
     return largest_difference(model, copy)
+
+
+def for_original_code(model: DepthNetwork, target: Path) -> tuple[DepthNetwork, list[str]]:
+    """The model to write for code that is not ours, and what that code has to be told, in words.
+
+    A calibration by a factor alone goes into ``max_depth_m`` where the prediction is its product
+    with a sigmoid, which is exact; then others predict calibrated metres too. What cannot be
+    expressed stays in the metadata, for flatdepth. A ``.safetensors`` file is taken for ours.
+
+    Returns:
+        The model, or a copy that shares its tensors; and a line for everything that was changed or
+        that only flatdepth knows.
+    """
+    if target.suffix == ".safetensors":
+        return model, []
+    notes = []
+    if (calibration := model.calibration) is not None:
+        folded = copy.copy(model)
+        folded.calibration = None
+        folded.max_depth_m = model.max_depth_m * calibration.correction.factor
+        is_exact = calibration.form == "scale" and type(model).decode is DepthNetwork.decode
+        if is_exact and (target.suffix == ".pth" or takes(folded) or not takes(model)):
+            notes.append(
+                f"calibrated: max_depth_m is {folded.max_depth_m:.9g} instead of "
+                f"{model.max_depth_m:g}, for the original code too"
+            )
+            model = folded
+        else:
+            notes.append(
+                f"only flatdepth reads the calibration ({calibration.correction}); other code "
+                "predicts uncalibrated metres"
+            )
+    if model.canonical_focal_px != NETWORKS[model.name].canonical_focal_px and model.needs_focal:
+        notes.append(
+            "only flatdepth reads canonical_focal_px; elsewhere multiply depth by the focal length "
+            f"in pixels of the input over {model.canonical_focal_px:g}"
+        )
+    return model, notes
 
 
 @torch.no_grad()
@@ -160,8 +203,8 @@ def _folder_writers(
     }
 
 
-def _write_files(writers: Writers) -> None:
-    if existing := [str(path) for path in writers if path.exists()]:
+def _write_files(writers: Writers, overwrite: bool) -> None:
+    if not overwrite and (existing := [str(path) for path in writers if path.exists()]):
         raise UserError(f"{', '.join(existing)} would be overwritten; choose another name")
     for path in writers:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from flatdepth.config import MAX_DEPTH_M, NETWORKS, nearest_multiple
+from flatdepth.config import MAX_DEPTH_M, NETWORKS, expect_canonical_focal, nearest_multiple
 from flatdepth.errors import UserError, expect_within
+from flatdepth.models.calibration import Calibration
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,8 +41,6 @@ UNUSED = (
 
 
 DEFAULT_SIDE = 518
-CANONICAL_FOCAL_PX = 300.0
-"""Focal length at which networks that need one predict metres (Depth Anything 3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +70,17 @@ class DepthNetwork(nn.Module):
         kind: what is predicted, one of the network's kinds.
         max_depth_m: the metric prediction of a logit is ``max_depth_m * sigmoid(logit)``; it
             belongs to the weights (20 for the official indoor files of Depth Anything V2, 80 for
-            outdoor). Unused when not metric, or not ``bounded``.
+            outdoor). Unused when not metric, or not ``bounded``. Where metres depend on the focal
+            length it is canonical depth, as ``decode`` gives it.
+        canonical_focal_px: the focal length in pixels of the input at which ``decode`` gives metres
+            (``forward``); None is that of ``config.NETWORKS``, of most networks none.
         checkpointing: which activations are recomputed in the backward pass instead of kept: those
             inside each of the encoder's ``blocks``, and those of the head's parts too.
 
     Raises:
-        UserError: the encoder's name is unknown, the network does not predict that kind, or
-            ``max_depth_m`` is not positive.
+        UserError: the encoder's name is unknown, the network does not predict that kind,
+            ``max_depth_m`` is not positive, or a canonical focal length does not go with the kind
+            or is not the one that the network has.
     """
 
     image_mean: Tensor
@@ -114,8 +117,8 @@ class DepthNetwork(nn.Module):
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
     trained_px: tuple[int, int] | None = None
     """Rows and columns of the input that its weights were trained on, if they say it."""
-    needs_focal: bool = False
-    """Whether a prediction in metres depends on the focal length."""
+    calibration: Calibration | None = None
+    """What predictions in metres go through in evaluation mode, if anything."""
     bounded: bool = True
     """Whether metric weights mean nothing without ``max_depth_m``; if not, it limits the truth."""
     reads_files_of: ClassVar[tuple[str, ...]] = ()
@@ -127,6 +130,7 @@ class DepthNetwork(nn.Module):
         *,
         kind: Kind,
         max_depth_m: float = 20.0,
+        canonical_focal_px: float | None = None,
         checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
@@ -144,6 +148,10 @@ class DepthNetwork(nn.Module):
         self.encoder = encoder
         self.kind: Kind = kind
         self.max_depth_m = float(max_depth_m)
+        own_px = NETWORKS[self.name].canonical_focal_px if kind == "metric" else None
+        if canonical_focal_px is not None and canonical_focal_px != own_px:
+            expect_canonical_focal(self.name, kind, canonical_focal_px)
+        self.canonical_focal_px = own_px if canonical_focal_px is None else canonical_focal_px
         self.build(self.sizes[encoder], checkpointing != "none", checkpointing == "encoder+head")
         if kind == "relative":
             # A ReLU that starts at 0 or below passes no gradient.
@@ -178,8 +186,14 @@ class DepthNetwork(nn.Module):
 
     def like(self) -> "DepthNetwork":
         """A network of the same kind and size with weights of its own."""
-        other = type(self)(self.encoder, kind=self.kind, max_depth_m=self.max_depth_m)
+        other = type(self)(
+            self.encoder,
+            kind=self.kind,
+            max_depth_m=self.max_depth_m,
+            canonical_focal_px=self.canonical_focal_px,
+        )
         other.trained_px = self.trained_px
+        other.calibration = self.calibration
         other.adopt(self.said())
         return other
 
@@ -193,6 +207,20 @@ class DepthNetwork(nn.Module):
         """Whether autocast may compute the module of this name in half precision."""
         return True
 
+    @property
+    def needs_focal(self) -> bool:
+        """Whether a prediction in metres depends on the focal length."""
+        return self.canonical_focal_px is not None
+
+    def reach_m(self, focal_px: float) -> float:
+        """What ``max_depth_m`` is in metres, in an image of that focal length in its own pixels."""
+        far_m = self.max_depth_m
+        if self.canonical_focal_px is not None:
+            far_m *= focal_px / self.canonical_focal_px
+        if self.calibration is not None:
+            far_m = float(self.calibration.correction(torch.tensor(far_m)))
+        return far_m
+
     def is_encoder(self, parameter: str) -> bool:
         """Whether a parameter of this name is the encoder's."""
         return parameter.startswith(self.encoder_prefix)
@@ -204,6 +232,11 @@ class DepthNetwork(nn.Module):
         truth: Supervision | None = None,
     ) -> Float[Tensor, "b 1 h w"] | Float[Tensor, " b"]:
         """Predict one value per pixel, at the pixels' own centres.
+
+        With a canonical focal length f_c the metres of an image of focal length f are those of
+        ``decode`` times f / f_c (Yin et al. 2023, "Metric3D", section 3.2, the canonical camera
+        transform of labels): of a thing that is as large in pixels a longer lens is farther away.
+        In evaluation mode metres then go through the ``calibration``.
 
         Args:
             image: sRGB in 0..1, h and w multiples of ``multiple``; normalisation happens here.
@@ -229,11 +262,13 @@ class DepthNetwork(nn.Module):
             return self.own_loss(normalised, truth)
         # In half precision a sigmoid is exactly 0 below a logit of -18, and its logarithm -inf.
         depth = self.decode(self.logits(normalised).float())
-        if not self.needs_focal:
+        if self.canonical_focal_px is not None:
+            if focal_px is None:
+                raise ValueError(f"{self.name} predicts metres only with a focal length")
+            depth = depth * (focal_px.to(depth) / self.canonical_focal_px)[:, None, None, None]
+        if self.training or self.calibration is None:
             return depth
-        if focal_px is None:
-            raise ValueError(f"{self.name} predicts metres only with a focal length")
-        return depth * (focal_px.to(depth) / CANONICAL_FOCAL_PX)[:, None, None, None]
+        return self.calibration.correction(depth)
 
     def build(self, spec: Any, encoder: bool, head: bool) -> None:
         """Make the modules of the given numbers; both flags say what recomputes."""

@@ -40,6 +40,7 @@ def make_network(
     *,
     kind: Kind,
     max_depth_m: float = 20.0,
+    canonical_focal_px: float | None = None,
     checkpointing: Checkpointing = "none",
 ) -> DepthNetwork:
     """A network with random weights.
@@ -47,11 +48,17 @@ def make_network(
     Args:
         name: a key of ``CLASSES``.
         encoder: one of its sizes.
-        kind, max_depth_m: as in ``DepthNetwork``.
+        kind, max_depth_m, canonical_focal_px: as in ``DepthNetwork``.
         checkpointing: which activations are recomputed in the backward pass.
 
     Raises:
         UserError: as for ``network_class`` and ``DepthNetwork``.
     """
     make = network_class(name)
-    return make(encoder, kind=kind, max_depth_m=max_depth_m, checkpointing=checkpointing)
+    return make(
+        encoder,
+        kind=kind,
+        max_depth_m=max_depth_m,
+        canonical_focal_px=canonical_focal_px,
+        checkpointing=checkpointing,
+    )

@@ -82,7 +82,10 @@ def check_weights(
         UserError: the prediction is not finite or is the constant of weights of the other kind.
     """
     image, truth_m = _room(model.multiple)
-    pred = functional_call(model, dict(tensors), (image.to(model.image_mean.device),)).cpu()
+    own_px = model.canonical_focal_px
+    focal_px = None if own_px is None else torch.tensor([own_px])  # the network's own output
+    seen = (image.to(model.image_mean.device), focal_px)
+    pred = functional_call(model, dict(tensors), seen).cpu()
     if not pred.isfinite().all():
         raise UserError(f"{source} predicts values that are not finite; take another file")
     nearest_m, median_m, farthest_m = (float(q) for q in truth_m.quantile(truth_m.new([0, 0.5, 1])))

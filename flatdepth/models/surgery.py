@@ -16,7 +16,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from flatdepth.errors import UserError
-from flatdepth.models.checkpoint import WeightFile, describe, guess_kind
+from flatdepth.models.checkpoint import (
+    CALIBRATION,
+    WeightFile,
+    calibration_of,
+    describe,
+    guess_kind,
+)
 from flatdepth.models.network import UNITS, DepthNetwork
 from flatdepth.models.networks import network_class
 
@@ -134,17 +140,17 @@ def blend(a: DepthNetwork, b: DepthNetwork, alpha: float) -> dict[str, Tensor]:
     it would forget (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", section 3).
 
     Raises:
-        UserError: ``alpha`` is outside 0..1, or the models differ in encoder, kind or maximum
-            depth.
+        UserError: ``alpha`` is outside 0..1, or the models differ in encoder, kind, maximum depth
+            or canonical focal length.
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha: expected a share between 0 (A) and 1 (B), got {alpha}")
     of_a, of_b = describe(a), describe(b)
-    for field in ("encoder", "kind", "max_depth_m"):
+    for field in ("encoder", "kind", "max_depth_m", "canonical_focal_px"):
         if of_a.get(field) != of_b.get(field):
             raise UserError(
                 f"A has {field} {of_a.get(field)} and B {of_b.get(field)}; blend two files of one "
-                "encoder, kind and maximum depth"
+                "encoder, kind, maximum depth and canonical focal length"
             )
     after = b.state_dict()
     # torch.lerp counts from the nearer end, so both ends are exact.
@@ -315,8 +321,10 @@ def info(weights: WeightFile) -> str:
             rows["kind"] += f"; its logits look {guess}"
     except UserError as error:
         rows["fault"] = str(error)
-    known = {"format", "encoder", "kind", "max_depth_m", "units"}
+    known = {"format", "encoder", "kind", "max_depth_m", "units", CALIBRATION}
     rows |= {key: value for key, value in said.items() if key not in known}
+    if recorded := calibration_of(said):
+        rows[CALIBRATION] = f"{'' if recorded.is_applied else 'not applied: '}{recorded}"
     return "\n".join(f"{key:<12} {value}" for key, value in rows.items())
 
 

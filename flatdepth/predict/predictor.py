@@ -84,14 +84,17 @@ class DepthModel(Protocol):
     """What is needed of a network; ``DepthAnythingV2`` is one."""
 
     kind: Kind
-    max_depth_m: float
-    needs_focal: bool
+
+    @property
+    def needs_focal(self) -> bool: ...
 
     @property
     def multiple(self) -> int: ...
 
     @property
     def side(self) -> int: ...
+
+    def reach_m(self, focal_px: float) -> float: ...
 
     def __call__(self, image: Tensor, focal_px: Tensor | None = None) -> Tensor: ...
 
@@ -257,8 +260,9 @@ def predict_tiled(
                 yield tile, align(part, whole[tile.place], cell)
 
     # The shift may push the farthest or nearest pixels of a tile out of the network's range.
+    reach_m = model.reach_m(focal_px * way.focal_scale(height, width))
     least, most = {
-        "metric": (1 / model.max_depth_m, 1 / _LEAST_DEPTH_M),
+        "metric": (1 / reach_m, 1 / _LEAST_DEPTH_M),
         "relative": (0.0, np.inf),
         "affine": (-np.inf, np.inf),
     }[model.kind]
@@ -305,29 +309,32 @@ def _prediction(
     )
 
 
-def doubt(field: Float32[np.ndarray, "h w"], model: DepthModel) -> str | None:
+def doubt(field: Float32[np.ndarray, "h w"], kind: Kind, reach_m: float) -> str | None:
     """One clause with the fix if a prediction looks as if the weights were misread, else None.
 
     Relative weights read as metric ones, metric ones read as relative, and a wrong ``max_depth_m``
     all load without a fault, for the tensors have the same names and shapes. Then the sigmoid is
     saturated nearly everywhere, or the ReLU is 0 nearly everywhere.
+
+    Args:
+        kind, reach_m: of the network; its largest depth in metres in this picture.
     """
     low, median, high = (float(value) for value in np.percentile(field, (2, 50, 98)))
     constant = high - low <= 0.01 * abs(high)
-    if model.kind == "affine":
+    if kind == "affine":
         return "the depth is nearly constant; are these the right weights?" if constant else None
-    if model.kind == "relative":
+    if kind == "relative":
         if median > 0 and not constant:
             return None
         found = "nearly constant" if median > 0 else "0 for most pixels"
         return f"the inverse depth is {found}; if these are metric weights, add --kind metric"
-    saturated = 1 / high > 0.5 * model.max_depth_m and 1 / median > 0.7 * model.max_depth_m
+    saturated = 1 / high > 0.5 * reach_m and 1 / median > 0.7 * reach_m
     if not saturated and not constant:
         return None
     found = "far beyond half of" if saturated else "nearly constant within"
     return (
         f"the depth is {found} the greatest possible ({1 / high:.2f} to {1 / low:.2f} of "
-        f"{model.max_depth_m:g} m); if these are relative weights, add --kind relative, if they "
+        f"{reach_m:g} m); if these are relative weights, add --kind relative, if they "
         "were trained for another range, add --max_depth_m with it"
     )
 
@@ -574,10 +581,12 @@ def _predicted(
                 yield Skipped(one.source, error.detail)
                 continue
             if say_doubt is not None:
-                crop = camera and off_centre(camera.K_px, *one.image.shape[:2])
+                height, width = one.image.shape[:2]
+                crop = camera and off_centre(camera.K_px, height, width)
+                reach_m = model.reach_m(one.camera.focal_px * way.focal_scale(height, width))
                 assumed = model.needs_focal and one.camera.is_assumed
                 guess = f"{one.camera.origin}; its metres are wrong by as much" if assumed else None
-                for trouble in filter(None, (doubt(field, model), crop, guess)):
+                for trouble in filter(None, (doubt(field, model.kind, reach_m), crop, guess)):
                     say_doubt(f"warning: {printable(one.source.path)}: {trouble}")
             say_doubt = None
             yield _Predicted(source=one.source, prediction=prediction, network=one.network)

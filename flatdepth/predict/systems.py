@@ -231,6 +231,9 @@ def open_system(given: str, settings: Settings, device: torch.device) -> OpenedS
         said = report.metadata or {}
     ours = said.get("format") == "flatdepth"
     way = _preprocessing(network, facts, settings, ours=ours)
+    note = facts.note if facts else ""
+    if network.calibration is not None:
+        note = f"calibrated: {network.calibration.correction}"
     return OpenedSystem(
         label=label,
         network=network.eval().to(device),
@@ -238,7 +241,7 @@ def open_system(given: str, settings: Settings, device: torch.device) -> OpenedS
         preprocessing=way,
         weights="none: random" if untrained else source,
         licence=facts.licence if facts and not weights else "that of these weights",
-        note=facts.note if facts else "",
+        note=note,
         untrained=untrained,
     )
 

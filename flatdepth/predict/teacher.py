@@ -52,6 +52,7 @@ from flatdepth.models.checkpoint import open_model, weight_digest
 from flatdepth.models.network import Kind
 from flatdepth.models.precision import chosen_device
 from flatdepth.predict.inputs import Photo, upright
+from flatdepth.predict.outputs import Camera
 from flatdepth.predict.predictor import (
     DepthModel,
     PredictOptions,
@@ -194,7 +195,7 @@ class PhotosReader:
         camera = choose_camera(opened.focal_px, height, width, self._options())
         photo = Photo(image=image, focal_px=opened.focal_px)
         prediction = predict_photo(model, photo, self._options(), device)
-        depth_m = metres_of(prediction.field, model.kind, model.max_depth_m)
+        depth_m = metres_of(prediction.field, model.kind, self._reach_m(model, camera, image.shape))
         labels = self._labels_of(item, opened)
         meta: dict[str, object] = {
             "teacher": Path(self.teacher).name,
@@ -245,6 +246,11 @@ class PhotosReader:
         device = None if self.device == "auto" else self.device
         return _open_teacher(self.teacher, kind, self.max_depth_m or None, device)
 
+    def _reach_m(self, model: DepthModel, camera: Camera, shape: tuple[int, ...]) -> float:
+        """The largest depth in metres that the teacher can say of a photograph of this shape."""
+        scale = input_of(model, self._options()).focal_scale(shape[0], shape[1])
+        return model.reach_m(camera.focal_px * scale)
+
     def _labels_of(self, item: Item, opened: "_Opened") -> Labels | None:
         """The labels of a photograph, of the size of its map or its file."""
         path = Tree(self.raw).path(item.files["image"])
@@ -279,7 +285,8 @@ class PhotosReader:
             pass  # packing lists it
         else:
             crop = off_centre(camera.K_px, *image.shape[:2])
-            remarks += [remark for remark in (doubt(predicted, model), crop) if remark]
+            strange = doubt(predicted, model.kind, self._reach_m(model, camera, image.shape))
+            remarks += [remark for remark in (strange, crop) if remark]
             if camera.is_assumed:
                 remarks.append(f"{item.key} and others: {camera.origin}; see --fov_deg")
         for remark in remarks:

@@ -25,7 +25,13 @@ from flatdepth.augment.flat_paste import FlatPaste
 from flatdepth.augment.photometric import Photometric
 from flatdepth.config import LossConfig, TrainConfig
 from flatdepth.data.frames import open_corpus
-from flatdepth.data.loader import Sample, to_device, training_samples
+from flatdepth.data.loader import (
+    Sample,
+    to_device,
+    training_samples,
+    truth_range_m,
+    within_reach,
+)
 from flatdepth.errors import Stopped
 from flatdepth.judge.validation import evaluate
 from flatdepth.models.card import write_model_card
@@ -250,6 +256,7 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthNetwork:
         chosen.encoder,
         kind=chosen.kind,
         max_depth_m=chosen.max_depth_m,
+        canonical_focal_px=chosen.canonical_focal_px,
         checkpointing=chosen.checkpointing,
     )
     model.trained_px = (config.data.height, config.data.width)
@@ -270,19 +277,20 @@ def make_training_batch(
 
     And as a teacher sees them, if there is one.
     """
-    depth_range_m = (config.data.min_depth_m, config.model.max_depth_m)
+    depth_range_m = truth_range_m(config)
     batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
     paste = FlatPaste(config.paste, depth_range_m=depth_range_m, p=1.0)
     pasted = paste(batch.image, batch.depth_m, batch.K_px, batch.valid, params=as_params(plans))
     drawn = {"factors": factors, "batch_prob": torch.ones(len(samples))}
     image = Photometric(config.photometric, p=1.0)(pasted.image, params=drawn)
     region = torch.where(pasted.region > 0, pasted.region, batch.region)
-    return TrainingBatch(
+    whole = TrainingBatch(
         **pasted._replace(image=image, region=region)._asdict(),
         K_px=batch.K_px,
         sample=batch.sample,
         photograph=batch.image if config.loss.teacher else None,
     )
+    return within_reach(whole, config.model)
 
 
 def loss_weight(batch: Batch, config: LossConfig) -> Float[Tensor, "b 1 h w"]:

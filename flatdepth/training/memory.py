@@ -618,6 +618,7 @@ def build_bare_model(config: TrainConfig) -> DepthNetwork:
         chosen.encoder,
         kind=chosen.kind,
         max_depth_m=chosen.max_depth_m,
+        canonical_focal_px=chosen.canonical_focal_px,
         checkpointing=chosen.checkpointing,
     )
     freeze(model, chosen.freeze, chosen.frozen_blocks)

@@ -88,7 +88,7 @@ class Teacher:
         self.network = network
         self.digest = digest
         self._terms = teacher_terms(network.kind, student.kind, config.loss, source)
-        self._range_m = (config.data.min_depth_m, config.model.max_depth_m)
+        self._config = config
         both = math.lcm(network.multiple, student.multiple)
         for side in ("height", "width"):
             size = getattr(config.data, side)
@@ -121,7 +121,13 @@ class Teacher:
             where: the pixels that may count. Those of which the teacher says that they are sky, or
                 nothing that is a depth, do not.
         """
-        truth_m, known = as_truth(self.network.kind, self.network(image, focal_px), self._range_m)
+        model = self._config.model
+        far_m = torch.full_like(focal_px, model.reach_m(1.0))
+        if model.canonical_focal_px is not None:
+            far_m = far_m * focal_px
+        prediction = self.network(image, focal_px)
+        range_m = (self._config.data.min_depth_m, far_m[:, None, None, None])
+        truth_m, known = as_truth(self.network.kind, prediction, range_m)
         return Lesson(truth_m, (known & where).float(), self._terms)
 
     def lesson(self, batch: TrainingBatch) -> Lesson:
@@ -222,13 +228,14 @@ def teacher_terms(teacher: Kind, student: Kind, config: LossConfig, source: str)
 
 
 def as_truth(
-    kind: Kind, prediction: Float[Tensor, "b 1 h w"], range_m: tuple[float, float]
+    kind: Kind, prediction: Float[Tensor, "b 1 h w"], range_m: tuple[float, float | Tensor]
 ) -> tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
     """A teacher's prediction as the truth of a loss, and where it is one.
 
-    ``metric``: metres within ``range_m``, as truth itself is. ``relative``: the inverse, where it
-    is above 0 (0 is sky). ``affine``: brought to 1 to 2 over each image, which a loss that leaves
-    scale and shift open does not see, because only depth above 0 has the inverse that losses take.
+    ``metric``: metres within ``range_m``, whose end may be one per image, as truth itself is.
+    ``relative``: the inverse, where it is above 0 (0 is sky). ``affine``: brought to 1 to 2 over
+    each image, which a loss that leaves scale and shift open does not see, because only depth above
+    0 has the inverse that losses take.
     """
     known = prediction.isfinite()
     if kind == "affine":
