@@ -137,9 +137,10 @@ def _size(size: tuple[int, int]) -> str:
 def as_json(verdict: Verdict, command: Sequence[str]) -> dict[str, Any]:
     """Everything in JSON values: conditions, figures, and the rows they can be recomputed from.
 
-    ``rows`` of a data set hold per contender three tables with their columns: ``depth`` and
-    ``ssim`` per (frame, region), ``planes`` per paste, whose sample is 1024 times the frame plus
-    the number of the paste. A mean is over the rows of a region with at least 64 pixels.
+    ``rows`` of a data set hold per contender four tables with their columns: ``depth`` and
+    ``ssim`` per (frame, region), ``boundary`` per clean frame, ``planes`` per paste, whose sample
+    is 1024 times the frame plus the number of the paste. A mean is over the rows of a region with
+    at least 64 pixels.
     """
     request = verdict.request
     return {
@@ -202,6 +203,7 @@ def _domain_json(verdict: Verdict, domain: Domain) -> dict[str, Any]:
             label: {
                 "depth": _rows_json(scores.depth),
                 "ssim": _rows_json(scores.ssim),
+                "boundary": _rows_json(scores.boundary),
                 "planes": _rows_json(scores.planes),
             }
             for label, scores in zip(labels, domain.scores, strict=True)
