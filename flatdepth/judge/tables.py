@@ -93,7 +93,12 @@ def _region(
         for cells, metric in zip(rows, metrics, strict=True):
             cells.append(figure_text(row[metric], sign) if metric in row else "-")
     rows.insert(0, [f"{region} ({_over(columns[0].get(region, {}))})", *heads])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
@@ -269,7 +274,6 @@ def _is_ours(path: Path) -> bool:
     return isinstance(document, dict) and document.get("kind") == KIND
 
 
-def write_json(verdict: Verdict, command: Sequence[str], path: Path) -> None:
-    """Write ``eval.json``, whole or not at all."""
-    text = json.dumps(as_json(verdict, command), allow_nan=False)
-    write_atomic(path, text.encode())
+def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Write an evaluation, whole or not at all."""
+    write_atomic(path, json.dumps(document, allow_nan=False).encode())
