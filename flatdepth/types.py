@@ -82,6 +82,11 @@ ALL_METRICS: Mapping[str, Metric] = ChainMap(
         "ssim": Metric(
             "SSIM", "structural similarity of the depth maps, 11 × 11 windows; 1 is equal", "higher"
         ),
+        "boundary_f1": Metric(
+            "Boundary F1",
+            "F1 of the depth edges of clean pictures with dense truth, blind to scale (Depth Pro)",
+            "higher",
+        ),
         "flatness_residual": Metric(
             "Relief",
             "RMS distance of 1/p from its best plane, over the mean of 1/p; 0 is flat",

@@ -20,6 +20,7 @@ from flatdepth.data.loader import Sample, to_device
 from flatdepth.data.shards.codec import decode_frame
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
+from flatdepth.judge.boundaries import boundary_f1
 from flatdepth.judge.metrics import image_metrics, region_masks
 from flatdepth.judge.protocol import PROTOCOLS
 from flatdepth.judge.scoring import Request, load_sample, open_pictures, open_subsets, paste_owner
@@ -76,7 +77,8 @@ def test_clean_figures_are_the_direct_means(
     torch.manual_seed(0)
     model = DepthAnythingV2("vitt", kind="metric", max_depth_m=10.0).eval()
     shards = ShardSet.open(tiny_sets.rooms)
-    rows = []
+    rows: list[list[float]] = []
+    edges: list[float] = []
     for i in range(len(shards)):
         frame = decode_frame(shards.read(i))
         image = torch.from_numpy(frame.image).movedim(-1, 0)[None].float() / 255
@@ -86,12 +88,16 @@ def test_clean_figures_are_the_direct_means(
             prediction = model(image)
         values, _ = image_metrics(prediction, depth, valid, min_m=RANGE_M[0], max_m=RANGE_M[1])
         rows.append(values[0].tolist())
+        score, pairs = boundary_f1(prediction, depth, valid, min_m=RANGE_M[0], max_m=RANGE_M[1])
+        edges += [score.item()] if pairs.item() >= 64 else []
     clean = document["datasets"][0]["tables"]["A"]["clean"]
     for metric, column in zip(METRICS, zip(*rows, strict=True), strict=True):
         assert clean[metric]["value"] == pytest.approx(np.mean(column), rel=1e-4), metric
         assert clean[metric]["count"] == FRAMES
         low, high = clean[metric]["interval"]
         assert low <= clean[metric]["value"] <= high
+    assert clean["boundary_f1"]["value"] == pytest.approx(np.mean(edges), rel=1e-4)
+    assert clean["boundary_f1"]["count"] == len(edges) > 0
     assert f"rooms: {FRAMES} frames of {SCENES} scenes, compared at 84 x 112" in text
     assert "protocol none: no crop; true depth of 0.001 to 80 m" in text
     assert "no alignment (metric); metric, domain not known" in text
@@ -106,7 +112,7 @@ def test_every_figure_can_be_computed_from_the_rows(
     assert {frame["frame"] for frame in dataset["frames"]} == set(range(FRAMES))
     assert {"clean", "background", "flat"} < set(table)
     means: dict[str, dict[str, float]] = {}
-    for part in ("depth", "ssim", "planes"):
+    for part in ("depth", "ssim", "boundary", "planes"):
         columns = rows[part]["columns"]
         for region in table:
             kept = [row for row in rows[part]["rows"] if row[1] == region and row[2] >= 64]
@@ -118,6 +124,7 @@ def test_every_figure_can_be_computed_from_the_rows(
     found = {r: {m: figure["value"] for m, figure in row.items()} for r, row in table.items()}
     assert found == means
     assert {"flatness_residual", "plane_normal_angle_deg", "ssim"} <= set(found["flat"])
+    assert [r for r in found if "boundary_f1" in found[r]] == ["clean"]
     for region in table:
         assert f"\n{region} (" in text
     assert document["paste_seed"] == 1 and document["command"][:2] == ["flatdepth", "evaluate"]

@@ -270,6 +270,7 @@ def test_a_set_that_tells_what_is_flat_in_some_frames_is_judged_without_pastes(
     model = DepthAnythingV2("vitt", kind="metric").eval()
     found = evaluate(model, open_corpus(data), config, Accelerator(cpu=True), title="")
     assert {found.table[region]["images"] for region in ("flat", "background", "clean")} == {2}
+    assert [name for name, row in found.table.items() if "boundary_f1" in row] == ["clean"]
     assert found.sheet is not None
     weights = REPOSITORY / "shards" / "demo_vitt.safetensors"
     verdict = flatdepth.evaluate(weights, labelled_set, paste_seed=1, size=28)

@@ -3,12 +3,18 @@
 flatdepth evaluate --checkpoint C --data SHARDS [--protocol P] [--paste SEED] --out eval.json
 flatdepth evaluate --checkpoint A --checkpoint B --data SHARDS --part val --paste 1
 flatdepth evaluate --checkpoint C --data SHARDS --align metric --align median --align scale
+flatdepth evaluate --benchmark booster --raw DIR --checkpoint dpt_large --checkpoint C
 
 Every picture is evaluated clean and, with --paste, again with mirrors and art pasted into it.
 Figures are means over images, with 95 % intervals from resampling the scenes; those of several
 checkpoints come from the same pictures, so that their differences are paired.
+
+With --benchmark it is a published test, under the protocol of its authors and beside the figures
+that they print. A checkpoint may then also be a system of flatdepth compare (NAME, NAME=WEIGHTS),
+and everything sees pictures as its authors resize them.
 """
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +28,11 @@ from flatdepth.models.precision import best_device
 
 Value = TypeVar("Value")
 
+_NOT_FOR_BENCHMARKS = (
+    *("data", "part", "paste", "art", "trained_on"),
+    *("protocol", "range", "align", "fit", "batch", "threads"),
+)
+
 
 def main(argv: list[str]) -> None:
     chosen = options().parse_args(argv)
@@ -29,10 +40,15 @@ def main(argv: list[str]) -> None:
     from flatdepth.data.demo import DEMO_ART
     from flatdepth.data.progress import picture_progress
     from flatdepth.judge.scoring import Request, judge
-    from flatdepth.judge.tables import check_target, render, write_json
+    from flatdepth.judge.tables import as_json, check_target, render, write_json
 
     if chosen.out is not None:
         check_target(chosen.out, chosen.overwrite)
+    if chosen.benchmark is not None:
+        _benchmark(chosen, argv)
+        return
+    if chosen.data is None or chosen.raw is not None:
+        raise UserError("give either --data with shard sets, or --benchmark with its --raw")
     protocol = PROTOCOLS[chosen.protocol]
     if chosen.range is not None:
         protocol = dataclasses.replace(protocol, range_m=tuple(chosen.range))
@@ -61,12 +77,49 @@ def main(argv: list[str]) -> None:
     verdict = judge(request, device, picture_progress())
     print(render(verdict))
     if chosen.out is not None:
-        write_json(verdict, ["flatdepth", "evaluate", *argv], chosen.out)
+        write_json(as_json(verdict, ["flatdepth", "evaluate", *argv]), chosen.out)
+        print(f"\n{chosen.out}")
+
+
+def _benchmark(chosen: argparse.Namespace, argv: list[str]) -> None:
+    from flatdepth.data.progress import picture_progress
+    from flatdepth.judge.benchmarks import BENCHMARKS
+    from flatdepth.judge.benchmarks.run import render, run
+    from flatdepth.judge.tables import write_json
+    from flatdepth.predict.systems import Settings
+
+    benchmark = BENCHMARKS[chosen.benchmark]
+    if chosen.raw is None:
+        raise UserError(
+            f"--benchmark {benchmark.name} needs --raw, a directory of {benchmark.source}"
+        )
+    plain = options().parse_args(["--checkpoint", "-"])
+    for name in _NOT_FOR_BENCHMARKS:
+        if getattr(chosen, name) != getattr(plain, name):
+            raise UserError(f"--{name}: a benchmark has its own protocol; leave --{name} out")
+    count = len(chosen.checkpoint)
+    kinds = per_checkpoint(chosen.kind, count, "--kind")
+    depths_m = per_checkpoint(chosen.max_depth_m, count, "--max_depth_m")
+    document = run(
+        benchmark,
+        chosen.raw,
+        zip(chosen.checkpoint, kinds, depths_m, strict=True),
+        Settings(size=chosen.size),
+        best_device(),
+        picture_progress(),
+        images=chosen.images,
+        bootstrap=chosen.bootstrap,
+    )
+    print(render(document))
+    if chosen.out is not None:
+        write_json({"command": ["flatdepth", "evaluate", *argv], **document}, chosen.out)
         print(f"\n{chosen.out}")
 
 
 def options() -> Parser:
     """The command line."""
+    from flatdepth.judge.benchmarks import BENCHMARKS
+
     parser = Parser(prog=called("evaluate"), description=as_called("evaluate", __doc__))
     add = parser.add_argument_group("what is evaluated").add_argument
     add(
@@ -97,7 +150,9 @@ def options() -> Parser:
         help="data sets that a file was trained on, as in hypersim,vkitti2 (none: ''), if its run "
         "does not say so; once for all files, or once for each",
     )
-    add("--data", action="extend", nargs="+", required=True, metavar="SHARDS", help="shard sets")
+    add("--data", action="extend", nargs="+", metavar="SHARDS", help="shard sets")
+    add("--benchmark", choices=tuple(BENCHMARKS), help="a published test in place of shard sets")
+    add("--raw", metavar="DIR", help="its data, as downloaded and unpacked (docs/benchmarks.md)")
     add(
         "--part",
         choices=("all", "train", "val", "test"),

@@ -40,6 +40,7 @@ from flatdepth.data.frames import Pictures, Subset, open_corpus
 from flatdepth.data.loader import Sample, in_order, pasted_sample, to_device
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError, expect_within, is_out_of_memory
+from flatdepth.judge.boundaries import boundary_f1
 from flatdepth.judge.metrics import (
     RegionTable,
     bootstrap_means,
@@ -164,15 +165,17 @@ class Scores:
     Attributes:
         depth: ``METRICS`` per (image, region).
         ssim: per (image, region); pixels are those whose whole window counts.
+        boundary: per clean image; pixels are pairs of neighbours.
         planes: ``PLANE_METRICS`` per paste; a sample is ``plane_id(image, paste)``.
     """
 
     depth: RegionTable = field(default_factory=lambda: RegionTable(METRICS))
     ssim: RegionTable = field(default_factory=lambda: RegionTable(("ssim",)))
+    boundary: RegionTable = field(default_factory=lambda: RegionTable(("boundary_f1",)))
     planes: RegionTable = field(default_factory=lambda: RegionTable(PLANE_METRICS))
 
-    def tables(self) -> tuple[RegionTable, RegionTable, RegionTable]:
-        return self.depth, self.ssim, self.planes
+    def tables(self) -> tuple[RegionTable, ...]:
+        return self.depth, self.ssim, self.boundary, self.planes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -621,6 +624,11 @@ def _add_regions(scores: Scores, image: _Image, *, flat_known: bool) -> None:
         scores.depth.add(number, name, values.cpu(), pixels.cpu())
         mean, pixels = mean_over(similarity, mask & complete)
         scores.ssim.add(number, name, mean[:, None].cpu(), pixels.cpu())
+    if not flat_known:
+        score, pairs = boundary_f1(
+            image.pred_m, image.truth_m, image.counted, min_m=near, max_m=far
+        )
+        scores.boundary.add(number, "clean", score[:, None].cpu(), pairs.cpu())
 
 
 def _add_planes(scores: Scores, image: _Image, plan: Sequence[Paste]) -> None:
@@ -743,7 +751,8 @@ def _bootstrap(
     """region -> metric -> resampled means; all tables see the same resamples."""
     planes = {key: scene_of[key // _MOST_PASTES] for key in scores.planes.state()[0][:, 0].tolist()}
     merged: dict[str, dict[str, np.ndarray]] = {}
-    for table, own in ((scores.depth, scene_of), (scores.ssim, scene_of), (scores.planes, planes)):
+    for table in scores.tables():
+        own = planes if table is scores.planes else scene_of
         for region, row in bootstrap_means(table, own, scenes, draws=draws).items():
             merged.setdefault(region, {}).update(row)
     return merged

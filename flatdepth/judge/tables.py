@@ -97,7 +97,12 @@ def _region(
         for cells, metric in zip(rows, metrics, strict=True):
             cells.append(figure_text(row[metric], sign) if metric in row else "-")
     rows.insert(0, [f"{region} ({_over(columns[0].get(region, {}))})", *heads])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
@@ -141,9 +146,10 @@ def _size(size: tuple[int, int]) -> str:
 def as_json(verdict: Verdict, command: Sequence[str]) -> dict[str, Any]:
     """Everything in JSON values: conditions, figures, and the rows they can be recomputed from.
 
-    ``rows`` of a data set hold per contender three tables with their columns: ``depth`` and
-    ``ssim`` per (frame, region), ``planes`` per paste, whose sample is 1024 times the frame plus
-    the number of the paste. A mean is over the rows of a region with at least 64 pixels.
+    ``rows`` of a data set hold per contender four tables with their columns: ``depth`` and
+    ``ssim`` per (frame, region), ``boundary`` per clean frame, ``planes`` per paste, whose sample
+    is 1024 times the frame plus the number of the paste. A mean is over the rows of a region with
+    at least 64 pixels.
     """
     request = verdict.request
     return {
@@ -206,6 +212,7 @@ def _domain_json(verdict: Verdict, domain: Domain) -> dict[str, Any]:
             label: {
                 "depth": _rows_json(scores.depth),
                 "ssim": _rows_json(scores.ssim),
+                "boundary": _rows_json(scores.boundary),
                 "planes": _rows_json(scores.planes),
             }
             for label, scores in zip(labels, domain.scores, strict=True)
@@ -271,7 +278,6 @@ def _is_ours(path: Path) -> bool:
     return isinstance(document, dict) and document.get("kind") == KIND
 
 
-def write_json(verdict: Verdict, command: Sequence[str], path: Path) -> None:
-    """Write ``eval.json``, whole or not at all."""
-    text = json.dumps(as_json(verdict, command), allow_nan=False)
-    write_atomic(path, text.encode())
+def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Write an evaluation, whole or not at all."""
+    write_atomic(path, json.dumps(document, allow_nan=False).encode())

@@ -28,6 +28,7 @@ from flatdepth.data.loader import (
     validation_sample,
     within_reach,
 )
+from flatdepth.judge.boundaries import boundary_f1
 from flatdepth.judge.metrics import RegionTable, image_metrics, region_masks
 from flatdepth.judge.protocol import align, own_alignment
 from flatdepth.models.network import DepthNetwork
@@ -106,7 +107,7 @@ def evaluate(
     mine = [
         (accelerator.process_index + ranks * i, pasted) for i in range(rounds) for pasted in passes
     ]
-    table = RegionTable()
+    table, edges = RegionTable(), RegionTable(("boundary_f1",))
     rows: dict[int, _Row] = {}
     was_training = model.training
     model.eval()
@@ -131,15 +132,18 @@ def evaluate(
                 continue
             one = slice(position, position + 1)
             _add(table, batch, pred_m, one, pasted or labelled, config)
+            if not (pasted or labelled):
+                _add_edges(edges, batch, pred_m, one, config)
             if (pasted or labelled) and number in shown and accelerator.is_main_process:
                 rows[number] = _row(batch, pred_m, position, chunk[position])
         check()
     model.train(was_training)
-    keys, values = _gather(table, accelerator)
-    whole = RegionTable()
-    whole.merge(keys, values)
+    result = _whole(table, accelerator)
+    for region, row in _whole(edges, accelerator).items():
+        if region in result:
+            result[region]["boundary_f1"] = row["boundary_f1"]
     sheet = _sheet(rows, title) if accelerator.is_main_process and rows else None
-    return Evaluation(table=whole.result(), sheet=sheet)
+    return Evaluation(table=result, sheet=sheet)
 
 
 def predict_depth(
@@ -208,11 +212,27 @@ def _add(
         table.add(batch.sample[one].cpu(), name, values.cpu(), pixels.cpu())
 
 
-def _gather(table: RegionTable, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+def _add_edges(
+    table: RegionTable, batch: Batch, pred_m: Tensor, one: slice, config: TrainConfig
+) -> None:
+    score, pairs = boundary_f1(
+        pred_m[one],
+        batch.depth_m[one],
+        batch.valid[one],
+        min_m=config.data.min_depth_m,
+        max_m=config.model.max_depth_m,
+    )
+    table.add(batch.sample[one].cpu(), "clean", score[:, None].cpu(), pairs.cpu())
+
+
+def _whole(table: RegionTable, accelerator: Accelerator) -> dict[str, dict[str, float]]:
+    """The result of the tables of all ranks together."""
     keys, values = (part.to(accelerator.device) for part in table.state())
     keys = accelerator.gather(accelerator.pad_across_processes(keys, pad_index=-1))
     values = accelerator.gather(accelerator.pad_across_processes(values))
-    return keys.cpu(), values.cpu()
+    whole = RegionTable(table.columns)
+    whole.merge(keys.cpu(), values.cpu())
+    return whole.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,6 +184,22 @@ class Preprocessing:
         whole = _resample(prediction[..., :rows, :columns], padded, self.resample_back)
         return whole[..., top : top + height, left : left + width]
 
+    def trim(
+        self, prediction: Float[Tensor, "b 1 rows columns"], height: int, width: int
+    ) -> Float[Tensor, "b 1 _ _"]:
+        """Predictions at the network's own resolution, without the padding.
+
+        Args:
+            prediction: of ``network_size(height, width)``.
+            height, width: of the picture.
+        """
+        ends = []
+        for size, side in zip(self._sizes(height, width)[-1], (height, width), strict=True):
+            margin = self._mirrored(side)
+            cut = round(size * margin / (side + 2 * margin))
+            ends.append(slice(cut, size - cut))
+        return prediction[..., ends[0], ends[1]]
+
     def _mirrored(self, side: int) -> int:
         """Pixels that are mirrored outwards at each end of a side."""
         return min(int(3 * math.sqrt(side / 2)), side - 1) if self.reflect else 0

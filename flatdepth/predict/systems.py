@@ -201,12 +201,20 @@ class OpenedSystem:
         return replace(self, network=None)
 
 
-def open_system(given: str, settings: Settings, device: torch.device) -> OpenedSystem:
+def open_system(
+    given: str,
+    settings: Settings,
+    device: torch.device,
+    *,
+    kind: Kind | None = None,
+    max_depth_m: float | None = None,
+) -> OpenedSystem:
     """Open a system that is given as ``NAME``, ``NAME=WEIGHTS`` or ``LABEL=WEIGHTS``.
 
     Args:
         given: a key of ``SYSTEMS``, perhaps with other weights, or any label with weights that say
             what they are. Weights are a file, folder or hub id, or ``RANDOM``.
+        kind, max_depth_m: as in ``open_model``.
 
     Raises:
         UserError: the name is unknown and there are no weights, or they cannot be used.
@@ -227,7 +235,12 @@ def open_system(given: str, settings: Settings, device: torch.device) -> OpenedS
         network = _random(label, facts, encoder)
         said: Mapping[str, str] = {}
     else:
-        network, report = open_model(source, network=facts.network if facts else None)
+        network, report = open_model(
+            source,
+            kind=kind,
+            max_depth_m=max_depth_m,
+            network=facts.network if facts else None,
+        )
         said = report.metadata or {}
     ours = said.get("format") == "flatdepth"
     way = _preprocessing(network, facts, settings, ours=ours)
@@ -275,11 +288,14 @@ def predict_with(
     image: UInt8[np.ndarray, "h w 3"],
     focal_px: float,
     settings: Settings,
-) -> Float32[np.ndarray, "h w"]:
+    *,
+    at_network: bool = False,
+) -> Float32[np.ndarray, "_ _"]:
     """What a system says of one picture, at its size, in the quantity of its kind.
 
     Args:
         focal_px: in pixels of the picture.
+        at_network: at the resolution of the network's input instead.
 
     Raises:
         UserError: the prediction is not finite.
@@ -301,7 +317,8 @@ def predict_with(
         else:
             scaled = focal_px * way.focal_scale(height, width)
             raw = network(prepared, pixels.new_tensor([scaled]))
-        found = way.restore(raw.float(), height, width)[0, 0].cpu().numpy()
+        bring = way.trim if at_network else way.restore
+        found = bring(raw.float(), height, width)[0, 0].cpu().numpy()
     if not np.isfinite(found).all():
         raise UserError(f"{system.label} predicts values that are not finite; take other weights")
     return found
