@@ -98,6 +98,29 @@ def test_region_maps_are_packed_bit_for_bit_where_there_are_some(
             assert np.array_equal(np.asarray(Image.open(exported)), found)
 
 
+def test_what_is_exported_can_be_packed_again(labelled_set: Path, tmp_path: Path) -> None:
+    export(labelled_set, tmp_path / "files")
+    again = FolderReader(
+        str(tmp_path / "files"),
+        "image/*/*.png",
+        "depth/*/*.png",
+        0.001,
+        region_glob="region/*/*.png",
+        intrinsics_glob="camera/*/*.json",
+        dataset="again",
+    )
+    pack(again, tmp_path / "set", workers=1)
+    with ShardSet.open(labelled_set) as first, ShardSet.open(tmp_path / "set") as second:
+        for number in range(len(first)):
+            one, other = first.frame(number), second.frame(number)
+            np.testing.assert_allclose(other.K_px, one.K_px, rtol=1e-12)
+            np.testing.assert_array_equal(other.depth_m, one.depth_m)
+            np.testing.assert_array_equal(other.image, one.image)
+            assert (one.region is None) == (other.region is None)
+            if one.region is not None:
+                np.testing.assert_array_equal(other.region, one.region)
+
+
 def test_a_region_map_that_does_not_fit_is_a_bad_frame(tmp_path: Path) -> None:
     write(tmp_path / "raw", 1, (0,))
     place = tmp_path / "raw" / "scene0" / "r.png"

@@ -49,7 +49,6 @@ from flatdepth.data.shards import (
 from flatdepth.data.shards.codec import (
     decode_frame,
     decode_image,
-    depth_metres,
     encode_map,
 )
 from flatdepth.data.shards.read import ShardSet, resolve
@@ -924,7 +923,7 @@ def _export_sample(raw: RawFrame, root: Path, codes_per_metre: float) -> int:
     _write_file(root / "image" / f"{raw.key}.{raw.image_ext}", raw.image)
     if raw.depth is None or raw.K_px is None:
         return 0
-    depth_m = depth_metres(raw.depth, raw.K_px)
+    depth_m = decode_frame(raw).depth_m
     unknown = np.isnan(depth_m)
     scaled = np.rint(np.where(unknown, 0, depth_m).astype(np.float64) * codes_per_metre)
     codes = np.clip(scaled, 1, 65535).astype(np.uint16)

@@ -552,6 +552,9 @@ def _json_intrinsics(about: Any) -> list[float]:
     about = about.get("camera", about)
     width, height = (about.get(name[0], about.get(name)) for name in ("width", "height"))
     size = [float(width), float(height)] if width and height else []
+    if "K_px" in about:  # of flatdepth pack export, whose pixel centres are at integer + 0.5
+        K = np.array(about["K_px"], np.float64)
+        return [*size, *(K[[0, 1, 0, 1], [0, 1, 2, 2]] - [0, 0, 0.5, 0.5]).tolist()]
     matrix = about.get("K", about.get("intrinsic_matrix"))
     if matrix is None:
         return size + [float(about[name]) for name in ("fx", "fy", "cx", "cy")]

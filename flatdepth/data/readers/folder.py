@@ -151,7 +151,8 @@ class FolderReader:
     ``*/intrinsic/intrinsic_depth.txt``. Its wildcards stand for the same text as the first ones of
     the images, so a file is for a frame, for a scene, or without wildcards for all. It has 4
     numbers (fx fy cx cy), 6 (width and height before them), 11 (with distortion, ignored), a matrix
-    of 3x3, 3x4 or 4x4, or JSON with such values (Record3D, Replica, Open3D)."""
+    of 3x3, 3x4 or 4x4, or JSON with such values (Record3D, Replica, Open3D,
+    ``flatdepth pack export``, which also says where pixel centres are)."""
     fov_deg: float = 0.0
     """Horizontal field of view in degrees, in place of ``intrinsics``; 0: unknown, 60 assumed."""
     focal_mm: float = 0.0
