@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from flatdepth.benchmarks import BENCHMARKS, mirage
+from flatdepth.benchmarks.base import Benchmark, Row
+from flatdepth.benchmarks.maps import nearest
+from flatdepth.benchmarks.points import in_order
+from flatdepth.benchmarks.run import figures, open_samples
 from flatdepth.commands.evaluate import main
 from flatdepth.data.readers.files import Tree
 from flatdepth.errors import UserError
-from flatdepth.judge.benchmarks import BENCHMARKS, mirage
-from flatdepth.judge.benchmarks.base import Benchmark, Row
-from flatdepth.judge.benchmarks.maps import nearest
-from flatdepth.judge.benchmarks.points import in_order
-from flatdepth.judge.benchmarks.run import figures, open_samples
 from flatdepth.models.checkpoint import save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.models.network import Kind

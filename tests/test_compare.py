@@ -40,6 +40,7 @@ class Function(DepthNetwork):
     def __init__(self, kind: Kind, function: object) -> None:
         nn.Module.__init__(self)
         self.kind, self.max_depth_m, self.function = kind, 80.0, function
+        self.canonical_focal_px = self.calibration = None
         self.image_mean = torch.zeros(1)
         self.seen: list[tuple[int, ...]] = []
 

@@ -18,7 +18,7 @@ LAYERS = (
     "judge",
     "training",
     "predict",
-    "report",
+    "benchmarks report",
     "bench",
     "commands api",
     "__main__ train",

@@ -82,9 +82,9 @@ def main(argv: list[str]) -> None:
 
 
 def _benchmark(chosen: argparse.Namespace, argv: list[str]) -> None:
+    from flatdepth.benchmarks import BENCHMARKS
+    from flatdepth.benchmarks.run import render, run
     from flatdepth.data.progress import picture_progress
-    from flatdepth.judge.benchmarks import BENCHMARKS
-    from flatdepth.judge.benchmarks.run import render, run
     from flatdepth.judge.tables import write_json
     from flatdepth.predict.systems import Settings
 
@@ -118,7 +118,7 @@ def _benchmark(chosen: argparse.Namespace, argv: list[str]) -> None:
 
 def options() -> Parser:
     """The command line."""
-    from flatdepth.judge.benchmarks import BENCHMARKS
+    from flatdepth.benchmarks import BENCHMARKS
 
     parser = Parser(prog=called("evaluate"), description=as_called("evaluate", __doc__))
     add = parser.add_argument_group("what is evaluated").add_argument

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flatdepth.data.readers.files import Tree, damage_named, read_bytes, read_grey_image
-from flatdepth.errors import BadFrame
-from flatdepth.judge.benchmarks.base import Benchmark, Case, Published, Row, Sample, Shot
-from flatdepth.judge.benchmarks.maps import (
+from flatdepth.benchmarks.base import Benchmark, Case, Published, Row, Sample, Shot
+from flatdepth.benchmarks.maps import (
     Map,
     bilinear,
     depth_errors,
@@ -22,6 +20,8 @@ from flatdepth.judge.benchmarks.maps import (
     inverse_depth,
     nearest,
 )
+from flatdepth.data.readers.files import Tree, damage_named, read_bytes, read_grey_image
+from flatdepth.errors import BadFrame
 from flatdepth.judge.boundaries import soft_edge_error
 from flatdepth.models.network import Kind
 from flatdepth.predict.inputs import open_photo

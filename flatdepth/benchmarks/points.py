@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from flatdepth.benchmarks.base import Benchmark, Case, Published, Row, Sample, Shot
+from flatdepth.benchmarks.maps import Map
 from flatdepth.data.readers.files import Tree, damage_named, read_bytes
 from flatdepth.errors import BadFrame
-from flatdepth.judge.benchmarks.base import Benchmark, Case, Published, Row, Sample, Shot
-from flatdepth.judge.benchmarks.maps import Map
 from flatdepth.models.network import Kind
 from flatdepth.predict.inputs import open_photo
 from flatdepth.predict.predictor import PredictOptions, choose_camera

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
+from flatdepth.benchmarks.base import SCALED, Benchmark, Row, Sample, is_higher_better
 from flatdepth.cli import versions
 from flatdepth.data.readers.files import Tree
 from flatdepth.errors import BadFrame, UserError
-from flatdepth.judge.benchmarks.base import SCALED, Benchmark, Row, Sample, is_higher_better
 from flatdepth.judge.metrics import percentile_interval, scene_draws
 from flatdepth.judge.scoring import Figure
 from flatdepth.judge.tables import FORMAT, KIND, aligned, figure_text

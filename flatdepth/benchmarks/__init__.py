@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from flatdepth.judge.benchmarks.base import Benchmark
-from flatdepth.judge.benchmarks.booster import BOOSTER
-from flatdepth.judge.benchmarks.illusions import ILLUSIONS
-from flatdepth.judge.benchmarks.mirage import MIRAGE
-from flatdepth.judge.benchmarks.mirror3d import MIRROR3D_NYU
-from flatdepth.judge.benchmarks.points import DA_2K, LAYERED_DEPTH
+from flatdepth.benchmarks.base import Benchmark
+from flatdepth.benchmarks.booster import BOOSTER
+from flatdepth.benchmarks.illusions import ILLUSIONS
+from flatdepth.benchmarks.mirage import MIRAGE
+from flatdepth.benchmarks.mirror3d import MIRROR3D_NYU
+from flatdepth.benchmarks.points import DA_2K, LAYERED_DEPTH
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     one.name: one for one in (BOOSTER, ILLUSIONS, MIRAGE, LAYERED_DEPTH, DA_2K, MIRROR3D_NYU)

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from flatdepth.benchmarks.maps import Map
 from flatdepth.data.readers.files import Tree
-from flatdepth.judge.benchmarks.maps import Map
 from flatdepth.models.network import Kind
 
 SCALED = ", scaled"

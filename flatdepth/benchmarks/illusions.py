@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Bool
 
+from flatdepth.benchmarks.base import SCALED, Benchmark, Case, Published, Row, Sample, Shot
+from flatdepth.benchmarks.maps import LEAST, Map, bilinear, depth_errors, nearest
 from flatdepth.data.readers.files import Tree, read_depth_image
 from flatdepth.errors import BadFrame
-from flatdepth.judge.benchmarks.base import SCALED, Benchmark, Case, Published, Row, Sample, Shot
-from flatdepth.judge.benchmarks.maps import LEAST, Map, bilinear, depth_errors, nearest
 from flatdepth.models.network import Kind
 from flatdepth.predict.inputs import open_photo
 

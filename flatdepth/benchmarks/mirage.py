@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float32
 from PIL import Image, ImageDraw
 
+from flatdepth.benchmarks.base import Benchmark, Case, Published, Row, Sample, Shot
+from flatdepth.benchmarks.maps import Map, bilinear, inverse_depth
 from flatdepth.data.polygons import Outline, draw_outlines
 from flatdepth.data.readers.files import Tree, damage_named, read_bytes
-from flatdepth.judge.benchmarks.base import Benchmark, Case, Published, Row, Sample, Shot
-from flatdepth.judge.benchmarks.maps import Map, bilinear, inverse_depth
 from flatdepth.models.network import Kind
 from flatdepth.predict.inputs import open_photo
 from flatdepth.predict.predictor import PredictOptions, choose_camera

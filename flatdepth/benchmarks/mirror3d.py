@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from flatdepth.benchmarks.base import Benchmark, Case, Published, Row, Sample, Shot
+from flatdepth.benchmarks.maps import Map, depth_errors, nearest
 from flatdepth.data.readers.files import Tree, read_depth_image, read_grey_image, read_table
-from flatdepth.judge.benchmarks.base import Benchmark, Case, Published, Row, Sample, Shot
-from flatdepth.judge.benchmarks.maps import Map, depth_errors, nearest
 from flatdepth.judge.protocol import align, own_alignment
 from flatdepth.models.network import Kind
 from flatdepth.predict.inputs import open_photo
