@@ -18,7 +18,7 @@ LAYERS = (
     "judge",
     "training",
     "predict",
-    "benchmarks report",
+    "benchmarks report label",
     "bench",
     "commands api",
     "__main__ train",

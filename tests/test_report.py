@@ -483,9 +483,9 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, path: Path) -> None:
+    def open(self, page: Path | str) -> None:
         self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 

@@ -96,13 +96,8 @@ def fit_thing(
     Returns:
         The fit; None if there are too few points with known depth. Equal arguments give equal bits.
     """
-    side = float(np.sqrt(thing.sum()))
-    gap, width = max(1, round(GAP * side)), max(3, round(RING * side))
-    if inside:
-        around = ~_grown(~thing, gap) & thing
-    else:
-        around = _grown(thing, gap + width) & ~_grown(thing, gap)
-    rows, columns = np.nonzero(around & ~others & np.isfinite(depth_m) & (depth_m > 0))
+    known = ~others & np.isfinite(depth_m) & (depth_m > 0)
+    rows, columns = np.nonzero(known & ring(thing, inside=inside))
     if len(rows) < LEAST_POINTS:
         return None
     own_rows, own_columns = np.nonzero(thing)
@@ -144,6 +139,15 @@ def fit_thing(
         open_deg=_widest_gap_deg(held),
         behind=bool((own @ m <= 0).any()),
     )
+
+
+def ring(thing: Bool[np.ndarray, "h w"], *, inside: bool = False) -> Bool[np.ndarray, "h w"]:
+    """The pixels that a thing's plane is fitted to: around it, or its own but for its rim."""
+    side = float(np.sqrt(thing.sum()))
+    gap, width = max(1, round(GAP * side)), max(3, round(RING * side))
+    if inside:
+        return ~_grown(~thing, gap) & thing
+    return _grown(thing, gap + width) & ~_grown(thing, gap)
 
 
 def _widest_gap_deg(held: Bool[np.ndarray, " sectors"]) -> float:
