@@ -144,7 +144,7 @@ def test_full_size_outlines_of_a_large_photograph_give_the_same_plane(tmp_path: 
     assert (document.width, document.height) == (12 * WIDTH, 12 * HEIGHT)
     (thing,) = large.planes(0, [shape(corners=12 * BOX)]).things
     assert thing.fit is not None
-    np.testing.assert_allclose(thing.fit.m, WALL, atol=5e-4)
+    np.testing.assert_allclose(thing.fit.m, WALL, atol=2e-3)  # the network blurs the box's rim
     shown = tmp_path / "shown"
     shown.write_bytes(large.shown(0))
     with Image.open(shown) as image:
@@ -181,7 +181,7 @@ def test_depth_that_is_relative_gives_flat_things_without_metres(tmp_path: Path)
 def test_what_says_nothing_of_a_thing_is_in_its_place_or_hidden(tmp_path: Path) -> None:
     photo(tmp_path / "a.png")
     shapes = [
-        shape("frame", np.where(BOX > BOX.mean(axis=0), BOX + 9, BOX - 9)),
+        shape("frame", np.where(BOX.mean(axis=0) < BOX, BOX + 9, BOX - 9)),
         Shape(key="0.1", label="x", kind="circle"),
         shape("cat", BOX / 4),
         shape("mirror", BOX),
@@ -381,11 +381,18 @@ def test_a_damaged_photograph_is_said(tmp_path: Path) -> None:
 def server(tmp_path: Path) -> Iterator[LabelServer]:
     photo(tmp_path / "photos" / "a.png")
     (tmp_path / "secret.png").write_bytes(b"secret")
-    (tmp_path / "photos" / "notes.txt").write_bytes(b"secret")
+    (tmp_path / "photos" / "notes.json").write_bytes(b"secret")
     with LabelServer(session(tmp_path / "photos"), note=HOSTILE) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+class Connection(http.client.HTTPConnection):
+    """Sends a path as its bytes are, where Python's own takes ASCII only."""
+
+    def _encode_request(self, request: str) -> bytes:
+        return request.encode("latin-1")
 
 
 def ask(
@@ -397,7 +404,7 @@ def ask(
     **headers: str,
 ) -> tuple[int, bytes]:
     """Status and content of an answer; ``path`` is below the token."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection = Connection("127.0.0.1", server.server_port, timeout=30)
     fields = {"Host": f"127.0.0.1:{server.server_port}"}
     if body is not None:
         fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -488,12 +495,12 @@ def test_other_pages_save_nothing(server: LabelServer, tmp_path: Path) -> None:
         "photos/1",
         "photos/-1",
         "photos/a.png",
-        "photos/0/../../notes.txt",
+        "photos/0/../../notes.json",
         "../secret.png",
         "..%2fsecret.png",
         "photos/%2e%2e/secret.png",
         "photos//etc/passwd",
-        "notes.txt",
+        "notes.json",
         "photos/0/image/",
         "photos/٠",
         "photos/99999999999999999999",
@@ -674,16 +681,16 @@ def test_outlines_are_moved_relabelled_reordered_undone_and_removed(
     np.testing.assert_allclose(
         saved(server)[0][1], [[40, 40], [100, 40], [100, 90], [40, 90]], atol=0.6
     )
-    press(browser, "4", 52)
+    press(browser, "4", 52)  # what is drawn next; the mirror stays one
     mouse(browser, (150, 40), (160, 60), (200, 90))
     until(browser, f"{READY} && doc.shapes.length === 2")
-    assert [label for label, _ in saved(server)] == ["frame", "frame"]
+    assert [label for label, _ in saved(server)] == ["mirror", "frame"]
+    press(browser, "v", 86)
     press(browser, "3", 51)
     press(browser, "[", 219)
     until(browser, f"{READY} && doc.shapes[0].label === 'screen'")
-    assert [label for label, _ in saved(server)] == ["screen", "frame"]
+    assert [label for label, _ in saved(server)] == ["screen", "mirror"]
 
-    press(browser, "v", 86)
     before = saved(server)[0][1]
     by, further = np.array([10, 20]), np.array([20, 5])
     mouse(browser, (175, 65), (180, 70), (185, 85))
@@ -705,7 +712,7 @@ def test_outlines_are_moved_relabelled_reordered_undone_and_removed(
     np.testing.assert_allclose(saved(server)[0][1], before + by, atol=1)
     press(browser, "Delete", 46)
     until(browser, f"{READY} && doc.shapes.length === 1")
-    assert [label for label, _ in saved(server)] == ["frame"]
+    assert [label for label, _ in saved(server)] == ["mirror"]
     assert browser.complaints() == []
 
 
@@ -742,6 +749,7 @@ def test_a_file_changed_meanwhile_is_settled_by_a_choice(
     path = server.session.photos[0].with_suffix(".json")
     theirs = path.read_bytes().replace(b"mirror", b"screen")
     path.write_bytes(theirs)
+    press(browser, "v", 86)
     press(browser, "2", 50)
     until(browser, "!find('#banner').hidden")
     assert "another program changed it" in browser.run("find('#banner').innerText")
@@ -776,6 +784,8 @@ def test_the_page_fits_and_everything_has_a_name(
         browser.run("find('#things .pick').click()")
         assert browser.run("document.documentElement.scrollWidth - window.innerWidth") <= 0
         assert browser.run("find('#stage').clientHeight") > 300
+        edges = "['#stage', 'aside'].map(name => find(name).getBoundingClientRect())"
+        assert browser.run(f"(([a, b]) => a.right <= b.left + 1 || a.bottom <= b.top)({edges})")
         page = browser.run("getComputedStyle(document.body).backgroundColor")
         assert (page == "rgb(255, 255, 255)") == (scheme == "light")
         browser.call("Accessibility.enable")

@@ -21,8 +21,8 @@ from flatdepth.resources import demo_file
 
 DEMO = "shards/demo_lite0.safetensors"
 DEMO_NOTE = (
-    "The depth is that of the small demo network, which knows rendered rooms only: for photographs "
-    "give --model the official weights of Depth Anything V2 or 3, or your own."
+    "The depth is that of the small demo network, which is too rough for most planes: give --model "
+    "the official weights of Depth Anything V2 or 3, or your own. Outlines are saved all the same."
 )
 
 

@@ -85,6 +85,7 @@ class OutlineFile:
 
         Raises:
             Refused: the file is another one meanwhile, or none.
+            UserError: a shape without corners is in no version of the file.
         """
         payload = _payload(self.path)
         if digest != (None if payload is None else hashlib.sha256(payload).hexdigest()):
@@ -132,7 +133,7 @@ class OutlineFile:
         known = self._known.get(shape.key)
         if shape.outline is None or shape.corners is None:
             if known is None:
-                raise ValueError(f"a {shape.kind} that is in no file")
+                raise UserError(f"{self.path.name}: it has no such {shape.kind}; load it again")
             return known.entry
         entry: dict[str, Any]
         fresh = write_labelme([shape.outline], "", self._width, self._height)

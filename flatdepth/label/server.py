@@ -39,7 +39,7 @@ LABELS: Mapping[str, tuple[str, Region]] = {
     "object": ("Object in front", Region.BACKGROUND),
 }
 """Label in the file -> its title on the page and what becomes of it."""
-_PHOTO = re.compile(r"photos/(\d{1,7})(?:/(image|depth|planes|aside))?")
+_PHOTO = re.compile(r"photos/([0-9]{1,7})(?:/(image|depth|planes|aside))?")
 _OBJECT_COLOUR = (150, 156, 164)
 _POLICY = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 """Besides that of the page itself, which allows what it loads."""
@@ -107,11 +107,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(HTTPStatus.CONFLICT, refusal)
         except BadFrame as error:
             self._send_error(HTTPStatus.UNPROCESSABLE_ENTITY, error)
-        except OSError as error:
-            if isinstance(error, ConnectionError) or error.filename is None:
-                raise
-            sentence = f"{error.filename}: {error.strerror}"
+        except UserError as error:
+            self._send_error(HTTPStatus.BAD_REQUEST, error)
+        except ConnectionError:  # the page was left before the answer
+            self.close_connection = True
+        except Exception as error:
+            is_refusal = isinstance(error, OSError) and error.filename is not None
+            sentence = str(error) if is_refusal else "an error; it is in the terminal"
             self._send_error(HTTPStatus.INTERNAL_SERVER_ERROR, UserError(sentence))
+            if not is_refusal:
+                raise
 
     def _checked_path(self) -> str:
         """The path below the token, of a request that may be answered."""

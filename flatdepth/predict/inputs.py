@@ -120,7 +120,9 @@ def _expand(argument: str, forbidden: Path) -> tuple[Path, list[Path]]:
                 f"{argument}: expected a folder with pictures ({', '.join(sorted(EXTENSIONS))}), "
                 "found none; to read files of another name, name them or use a pattern"
             )
-        warn_of_unread(argument, [str(file) for file in {*listed} - {*files}])
+        # files of outlines lie beside photographs, and are not missed
+        others = [file for file in {*listed} - {*files} if file.suffix.lower() != ".json"]
+        warn_of_unread(argument, list(map(str, others)))
         return path, files
     if glob.has_magic(argument):
         parts = Path(argument).expanduser().parts

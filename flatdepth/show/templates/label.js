@@ -202,10 +202,16 @@ function reorder(key, step) {
   change([...shapes.slice(0, at), shape(key), ...shapes.slice(at)]);
 }
 
-function relabel(name) {
+/** What is drawn next; with the tool that moves also what the selected outline is. */
+function pick(name) {
   label = name;
-  if (shape(chosen)?.corners && shape(chosen).label !== name) change(replaced(chosen, { label: name }));
-  else render();
+  if (tool === "move") relabel(name);
+  render();
+}
+
+function relabel(name) {
+  const one = shape(chosen);
+  if (one && one.label !== name) change(replaced(chosen, { label: name }));
 }
 
 // Where things are.
@@ -429,7 +435,7 @@ document.addEventListener("click", (event) => {
   if (!button) return;
   const { dataset } = button;
   if (dataset.do) actions[dataset.do]();
-  if (dataset.label) relabel(dataset.label);
+  if (dataset.label) pick(dataset.label);
   if (dataset.tool) choose({ tool: dataset.tool });
   if (dataset.layer) choose({ layer: dataset.layer });
 });
@@ -456,7 +462,7 @@ const KEYS = {
   "=": () => actions.larger(),
   "-": () => actions.smaller(),
 };
-[...labels.keys()].forEach((name, i) => { KEYS[i + 1] = () => relabel(name); });
+[...labels.keys()].forEach((name, i) => { KEYS[i + 1] = () => pick(name); });
 
 document.addEventListener("keydown", (event) => {
   if (event.target.closest("select, input")) return;
@@ -547,9 +553,11 @@ function paint() {
     const dragged = active && gesture?.corners && gesture.kind !== "pinch";
     const corners = dragged ? gesture.corners : one.corners;
     const group = lines(colourOf(one.label), corners, { mark: active ? "chosen" : "" });
-    const [x, y] = toStage(corners.reduce((a, b) => (b[0] + b[1] < a[0] + a[1] ? b : a)));
     const name = labels.get(meaning(one.label))?.title ?? one.label;
-    group.append(svg("text", { x: x + 7, y: y + 18 }, `${i + 1} ${name}${trouble(one.key) ? " ⚠" : ""}`));
+    // a frame is named below, what hangs in it at its upper left corner
+    const low = meaning(one.label) === "frame" ? -1 : 1;
+    const [x, y] = toStage(corners.reduce((a, b) => (b[0] + low * b[1] < a[0] + low * a[1] ? b : a)));
+    group.append(svg("text", { x: x + (low > 0 ? 7 : 0), y: y + 18 }, `${i + 1} ${name}${trouble(one.key) ? " ⚠" : ""}`));
     parts.push(group);
     if (!active || open.length) return;
     corners.forEach((a, n) => {
@@ -571,6 +579,7 @@ function paint() {
     parts.push(group);
   }
   drawn.replaceChildren(...parts);
+  drawn.classList.toggle("clear", !depth.hidden);
   stage.classList.toggle("move", tool === "move");
   stage.classList.toggle("pan", gesture?.kind === "pan" || space);
   const over = hover && !open.length && !gesture && (handle(hover, 9) || (tool === "move" && under(hover)));
@@ -646,7 +655,7 @@ function section(thing) {
   const flat = ([t, z]) => (above ? [t, -z] : [z, t]);
   const quantile = (values, q) => [...values].sort((a, b) => a - b)[Math.floor(q * (values.length - 1))];
   const reach = Math.max(...ends.map(([, z]) => z));
-  const cap = Math.min(2.5 * reach, 4 * Math.min(...ends.map(([, z]) => z)) + reach / 4);
+  const cap = 2 * reach;
   const kept = [...near, ...off, ...seen].filter(([, z]) => z < cap);
   const span = (axis, pick) => {
     const values = kept.map((one) => flat(one)[axis]);
@@ -715,13 +724,13 @@ function card(one, i) {
     made.addEventListener("click", action);
     return made;
   };
-  const pick = () => {
+  const toggle = () => {
     chosen = active ? null : one.key;
     render();
   };
   const head = element("div", { class: "head" },
     element("i", { class: "swatch", style: `--own: ${colourOf(one.label)}` }),
-    button(`${i + 1}`, "Select", pick, "pick"), select,
+    button(`${i + 1}`, "Select", toggle, "pick"), select,
     button("▲", "In front", () => reorder(one.key, 1)),
     button("▼", "Behind", () => reorder(one.key, -1)),
     button("✕", "Remove", () => remove(one.key)));
