@@ -625,9 +625,9 @@ def mouse(browser: Browser, *path: tuple[float, float]) -> None:
                      clickCount=1)  # fmt: skip
 
 
-def press(browser: Browser, key: str, code: int, control: bool = False) -> None:
+def press(browser: Browser, key: str, code: int, control: bool = False, alt: bool = False) -> None:
     browser.call("Input.dispatchKeyEvent", type="rawKeyDown", key=key, code=key,
-                 windowsVirtualKeyCode=code, modifiers=2 * control)  # fmt: skip
+                 windowsVirtualKeyCode=code, modifiers=2 * control + alt)  # fmt: skip
     browser.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key,
                  windowsVirtualKeyCode=code)  # fmt: skip
 
@@ -681,6 +681,11 @@ def test_outlines_are_moved_relabelled_reordered_undone_and_removed(
     np.testing.assert_allclose(
         saved(server)[0][1], [[40, 40], [100, 40], [100, 90], [40, 90]], atol=0.6
     )
+    x, y = place(browser, 100, 90)
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    press(browser, "Delete", 46, alt=True)
+    until(browser, f"{READY} && doc.shapes[0].corners.length === 3")
+    np.testing.assert_allclose(saved(server)[0][1], [[40, 40], [100, 40], [40, 90]], atol=0.6)
     press(browser, "4", 52)  # what is drawn next; the mirror stays one
     mouse(browser, (150, 40), (160, 60), (200, 90))
     until(browser, f"{READY} && doc.shapes.length === 2")
@@ -737,6 +742,21 @@ def test_a_finger_draws_and_two_zoom(browser: Browser, server: LabelServer) -> N
     assert browser.run("view.scale") == pytest.approx(2 * scale, rel=0.02)
     assert place(browser, 140, 100) == pytest.approx((x, y), abs=2), "the middle stays"
     assert browser.run("doc.shapes.length") == 1 and browser.run("open.length") == 0
+    assert browser.complaints() == []
+
+
+def test_without_metres_none_are_told(browser: Browser, tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    relative = session(tmp_path, "relative")
+    relative.save(0, [shape()], None)
+    with LabelServer(relative) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        visit(browser, server)
+        browser.run("document.querySelector('#things .pick').click()")
+        text = browser.run("document.querySelector('aside').innerText")
+        server.shutdown()
+    assert "a plane to 0" in text and "units are arbitrary" in text
+    assert re.search(r"\d (m|°)\b|Distance|Turned", text) is None
     assert browser.complaints() == []
 
 

@@ -9,6 +9,7 @@ every change; a file that LabelMe did not write, or that another program changed
 overwritten. The page can be opened from this machine only. Ctrl-C ends.
 """
 
+import shlex
 import sys
 import threading
 import webbrowser
@@ -54,10 +55,9 @@ def main(argv: list[str]) -> None:
         ended.wait()
         server.shutdown()
     print(f"\n{session.labelled()} of {len(session.photos)} photographs have outlines; next:")
-    teacher = chosen.model or "WEIGHTS"
-    print(
-        f"flatdepth pack photos --raw {chosen.dir} --teacher {teacher} --polygon_glob '**/*.json'"
-    )
+    packing = ["flatdepth", "pack", "photos", "--raw", str(chosen.dir)]
+    packing += ["--teacher", chosen.model or "WEIGHTS", "--polygon_glob", "**/*.json"]
+    print(shlex.join(packing))
 
 
 def parser() -> Parser:
