@@ -1,6 +1,9 @@
 """The marker: planes of a room that is known, files of others, strangers' requests, a browser."""
 
+import base64
+import dataclasses
 import http.client
+import io
 import json
 import math
 import os
@@ -21,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from flatdepth.commands.label import main
-from flatdepth.data.polygons import read_labelme
+from flatdepth.data.polygons import Outline, read_labelme
 from flatdepth.data.things import fit_thing
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.geometry import pixel_rays
@@ -123,7 +126,7 @@ def test_in_section_the_plane_is_a_line(plane: list[float], side: str) -> None:
     box = BOX + np.array([0, 40 * (side == "the side")])
     depth_m[int(box[0, 1]) : int(box[2, 1]), LEFT:RIGHT] *= 2
     depth_m[:, 200:203] *= 3
-    ((thing,), _) = examine(depth_m, K_PX, [shape(corners=box).outline])
+    ((thing,), _) = examine(depth_m, K_PX, [Outline(label="mirror", parts=(box,))])
     section = thing.section
     assert section is not None and section.seen_from == side
     frontal = math.hypot(m[0], m[1]) < 0.1 * np.linalg.norm(m)
@@ -180,18 +183,59 @@ def test_depth_that_is_relative_gives_flat_things_without_metres(tmp_path: Path)
 
 def test_what_says_nothing_of_a_thing_is_in_its_place_or_hidden(tmp_path: Path) -> None:
     photo(tmp_path / "a.png")
-    shapes = [
+    drawn = [
         shape("frame", np.where(BOX.mean(axis=0) < BOX, BOX + 9, BOX - 9)),
-        Shape(key="0.1", label="x", kind="circle"),
         shape("cat", BOX / 4),
         shape("mirror", BOX),
         shape("screen", BOX / 8 + 100),
         shape("object", BOX / 8 + 100),
     ]
+    shapes = [dataclasses.replace(one, key=f"new {n}") for n, one in enumerate(drawn)]
     things = session(tmp_path).planes(0, shapes).things
-    assert [one.place for one in things] == [3, 4]
+    assert [one.place for one in things] == [2, 3]
     assert things[0].trouble is None
     assert things[1].trouble == "nothing of it is seen"
+
+
+def test_what_others_drew_counts_as_in_packing(tmp_path: Path) -> None:
+    """Two halves of one group are one mirror; a circle and a mask hang on the bare wall."""
+    middle = (LEFT + RIGHT) / 2
+    halves = [
+        np.clip(BOX, (low, 0), (high, HEIGHT)) for low, high in ((0, middle), (middle, WIDTH))
+    ]
+    patch = io.BytesIO()
+    Image.new("L", (30, 20), 255).save(patch, "PNG")
+    mask = base64.b64encode(patch.getvalue()).decode()
+    shapes = [
+        {"label": "mirror", "points": halves[0].tolist(), "group_id": 5},
+        {"label": "mirror", "points": [[1, 1]], "shape_type": "point"},
+        {"label": "mirror", "points": halves[1].tolist(), "group_id": 5},
+        {"label": "tv", "points": halves[1].tolist(), "group_id": 5},
+        {"label": "screen", "points": [[35, 35], [35, 50]], "shape_type": "circle"},
+        {"label": "poster", "points": [[20, 170], [49, 189]], "shape_type": "mask", "mask": mask},
+    ]
+    photo(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(
+        json.dumps({"shapes": shapes, "imageWidth": WIDTH, "imageHeight": HEIGHT})
+    )
+    found = session(tmp_path)
+    document = found.document(0)
+    assert [one.corners is None for one in document.shapes] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    things = found.planes(0, document.shapes).things
+    assert [one.place for one in things] == [0, 4, 5]
+    for thing, excess in zip(things, (1, 0, 0), strict=True):
+        assert thing.fit is not None and thing.trouble is None
+        np.testing.assert_allclose(thing.fit.m, WALL, atol=2e-3)
+        assert thing.excess == pytest.approx(excess, abs=0.01)
+    (state,) = found.states()
+    assert (state.outlines, state.things) == (3, 3)
 
 
 # Files.
@@ -278,7 +322,7 @@ def test_a_removed_outline_that_is_undone_is_whole_again(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"no json", b"[]", b'{"a": 1}', b'{"shapes": [{"label": "a", "points": [[1, 2]]}]}',
+    [b"", b"no json", b"[]", b'{"a": 1}', b'{"shapes": [{"label": "a", "points": 1}]}',
      json.dumps(FOREIGN_FIELDS | {"imageWidth": WIDTH + 1}).encode()],
 )  # fmt: skip
 def test_a_file_that_is_none_of_ours_is_never_written(tmp_path: Path, payload: bytes) -> None:
@@ -573,12 +617,14 @@ def test_ctrl_c_ends_with_the_next_command(
         return True
 
     monkeypatch.setattr(webbrowser, "open", press)
-    main([str(tmp_path), "--device", "cpu"])
+    main([str(tmp_path), "--device", "cpu", "--fov_deg", "70"])
     out, err = capsys.readouterr()
     assert opened == re.findall(r"http://127\.0\.0\.1:\d+/[\w-]{32,}/", out)
     assert "1 of 2 photographs have outlines" in out
     assert f"flatdepth pack photos --raw {tmp_path} --teacher WEIGHTS" in out
-    assert "--polygon_glob '**/*.json'" in out and "official weights" in err
+    assert (
+        "--polygon_glob '**/*.json' --fov_deg 70.0 --out SET\n" in out and "official weights" in err
+    )
 
 
 # The page.

@@ -57,6 +57,13 @@ def main(argv: list[str]) -> None:
     print(f"\n{session.labelled()} of {len(session.photos)} photographs have outlines; next:")
     packing = ["flatdepth", "pack", "photos", "--raw", str(chosen.dir)]
     packing += ["--teacher", chosen.model or "WEIGHTS", "--polygon_glob", "**/*.json"]
+    for option, value in {
+        "--teacher_kind": chosen.kind,
+        "--max_depth_m": chosen.max_depth_m,
+        "--fov_deg": chosen.fov_deg,
+        "--out": "SET",
+    }.items():
+        packing += [] if value is None else [option, str(value)]
     print(shlex.join(packing))
 
 

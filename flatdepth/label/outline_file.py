@@ -25,7 +25,8 @@ class Shape:
     """A shape of a LabelMe file as the marker's page knows it.
 
     Attributes:
-        key: its name while the marker runs; one that ``OutlineFile`` has not given is a new shape.
+        key: its own name while the marker runs; one that ``OutlineFile`` has not given is a new
+            shape.
         label: what it is called.
         kind: ``shape_type`` of the file.
         corners: (n, 2) float64 of (u, v) in pixels of the upright photograph; None for what is no
@@ -37,17 +38,14 @@ class Shape:
     kind: str = "polygon"
     corners: Float64[np.ndarray, "_ 2"] | None = None
 
-    @property
-    def outline(self) -> Outline | None:
-        return None if self.corners is None else Outline(label=self.label, parts=(self.corners,))
-
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A shape that was read, and all that the file says of it."""
+    """A shape that was read, all that the file says of it, and what of the photograph it is."""
 
     shape: Shape
     entry: Mapping[str, Any]
+    outline: Outline
 
 
 class OutlineFile:
@@ -76,6 +74,18 @@ class OutlineFile:
         found = self._parse(payload, digest)
         self._known |= {one.shape.key: one for one in found}
         return [one.shape for one in found], digest
+
+    def outline(self, shape: Shape) -> Outline:
+        """What of the photograph a shape is: also of a circle or a mask that was read."""
+        if shape.corners is not None:
+            return Outline(label=shape.label, parts=(shape.corners,))
+        return self._expect_known(shape).outline
+
+    def thing(self, shape: Shape) -> object:
+        """Equal for the shapes that are one thing: those of one label and ``group_id``."""
+        known = self._known.get(shape.key)
+        group = None if known is None else known.entry.get("group_id")
+        return shape.key if group is None else (shape.label, group)
 
     def save(self, shapes: Sequence[Shape], digest: str | None) -> str | None:
         """Write shapes over the version of that digest and return the new one.
@@ -112,31 +122,31 @@ class OutlineFile:
 
     def _parse(self, payload: bytes, digest: str) -> list[_Known]:
         try:
-            outlines = iter(read_labelme(payload, self._width, self._height))
+            read_labelme(payload, self._width, self._height)
             known = []
             for number, entry in enumerate(parse_json(payload)["shapes"]):
-                kind = str(entry.get("shape_type", "polygon"))
-                is_outline = kind in ("polygon", "rectangle")
+                alone = json.dumps({"shapes": [entry]}).encode()
+                (outline,) = read_labelme(alone, self._width, self._height)
+                kind = str(entry.get("shape_type") or "polygon")
+                is_drawn = kind in ("polygon", "rectangle") and not outline.is_empty
                 shape = Shape(
                     key=f"{digest[:12]}.{number}",
-                    label=str(entry.get("label", "")),
+                    label=str(entry["label"]),
                     kind=kind,
-                    corners=next(outlines).parts[0] if is_outline else None,
+                    corners=outline.parts[0] if is_drawn else None,
                 )
-                known.append(_Known(shape, entry))
+                known.append(_Known(shape, entry, outline))
         except BadFrame as error:
             raise _not_ours(self.path, error) from error
         return known
 
     def _entry(self, shape: Shape) -> Mapping[str, Any]:
         """What the file will say of a shape."""
+        if shape.corners is None:
+            return self._expect_known(shape).entry
         known = self._known.get(shape.key)
-        if shape.outline is None or shape.corners is None:
-            if known is None:
-                raise UserError(f"{self.path.name}: it has no such {shape.kind}; load it again")
-            return known.entry
         entry: dict[str, Any]
-        fresh = write_labelme([shape.outline], "", self._width, self._height)
+        fresh = write_labelme([self.outline(shape)], "", self._width, self._height)
         (entry,) = parse_json(fresh)["shapes"]
         if known is None:
             return entry
@@ -150,9 +160,14 @@ class OutlineFile:
         changed = {name: entry[name] for name in ("label", "points", "shape_type")}
         return {**known.entry, **changed}
 
+    def _expect_known(self, shape: Shape) -> _Known:
+        if shape.key not in self._known:
+            raise UserError(f"{self.path.name}: it has no such {shape.kind}; load it again")
+        return self._known[shape.key]
+
 
 def labels_beside(photo: Path) -> list[str]:
-    """The labels of the polygons and rectangles in the LabelMe file beside a photograph.
+    """The labels of the outlines in the LabelMe file beside a photograph.
 
     Raises:
         Refused: it is no LabelMe file.

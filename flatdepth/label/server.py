@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from flatdepth.data.polygons import NAMES
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.label.outline_file import Refused, Shape
 from flatdepth.label.planes import Section, Thing
@@ -39,6 +40,11 @@ LABELS: Mapping[str, tuple[str, Region]] = {
     "object": ("Object in front", Region.BACKGROUND),
 }
 """Label in the file -> its title on the page and what becomes of it."""
+MEANINGS = {
+    name: name if name in LABELS else next(own for own, (_, of) in LABELS.items() if of == kind)
+    for name, kind in NAMES.items()
+}
+"""Every label that is understood -> the one of ``LABELS`` that means the same."""
 _PHOTO = re.compile(r"photos/([0-9]{1,7})(?:/(image|depth|planes|aside))?")
 _OBJECT_COLOUR = (150, 156, 164)
 _POLICY = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -281,6 +287,7 @@ def _page(server: LabelServer) -> str:
     return render_page(
         "label.html",
         labels=[(name, title, _css(colours[kind])) for name, (title, kind) in LABELS.items()],
+        meanings=json.dumps(MEANINGS),
         ramp=", ".join(map(_css, ramp)),
         note=server.note,
         metric=server.session.metric,

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
-from flatdepth.data.polygons import NAMES, Outline
+from flatdepth.data.polygons import NAMES, Outline, united
 from flatdepth.errors import UserError
 from flatdepth.label.outline_file import OutlineFile, Refused, Shape, labels_beside
 from flatdepth.label.planes import Thing, examine
 from flatdepth.predict.inputs import Photo, find_inputs, open_photo
 from flatdepth.predict.predictor import DepthModel, PredictOptions, choose_camera, predict_photo
+from flatdepth.predict.teacher import metres_of
 from flatdepth.show.pictures import colour_depth, depth_limits
 from flatdepth.types import Region
 
@@ -79,7 +80,7 @@ class Planes:
     Attributes:
         things: ``place`` counts the shapes.
         planed: (h, w) float32, the depth with the planes.
-        metric: whether the unit is metres; else it is the median depth of the photograph.
+        metric: whether the unit is metres; else they are made up.
         camera: where the intrinsics come from.
         limits: the depths at the ends of the colours.
     """
@@ -108,6 +109,11 @@ class _Depth:
     K_px: Float64[np.ndarray, "3 3"]
     camera: str
     limits: tuple[float, float]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.depth_m.shape
+        return height, width
 
 
 class Session:
@@ -203,19 +209,20 @@ class Session:
             return self._file(number).set_aside().name
 
     def planes(self, number: int, shapes: Sequence[Shape]) -> Planes:
-        """The planes of outlines, saved or not.
+        """The planes of outlines, saved or not, in depth as ``flatdepth pack photos`` takes it.
 
         Raises:
             BadFrame: the photograph is damaged, its depth not finite, or there are too many things.
+            UserError: a shape without corners is in no version of the file.
         """
-        opened, found = self._opened(number), self._depths(number)
-        height, width = found.depth_m.shape
-        scale = np.array([width / opened.width, height / opened.height])
-        places = [place for place, shape in enumerate(shapes) if shape.corners is not None]
+        found, file = self._depths(number), self._file(number)
+        groups: dict[object, list[int]] = {}
+        for place, shape in enumerate(shapes):
+            groups.setdefault(file.thing(shape), []).append(place)
+        places = [group[0] for group in groups.values()]
         outlines = [
-            Outline(label=shape.label, parts=(shape.corners * scale,))
-            for shape in shapes
-            if shape.corners is not None
+            united([self._reduced(number, file.outline(shapes[one])) for one in group], *found.size)
+            for group in groups.values()
         ]
         things, planed = examine(found.depth_m, found.K_px, outlines)
         first = next((one.trouble for one in things if one.trouble), None)
@@ -231,6 +238,18 @@ class Session:
     def coloured(self, planes: Planes) -> bytes:
         """The depth with planes in the colours of ``depth``, as WebP; grey where it is unknown."""
         return self._coloured(planes.planed, planes.limits)
+
+    def _reduced(self, number: int, outline: Outline) -> Outline:
+        """An outline in pixels of the depth map."""
+        opened, (height, width) = self._opened(number), self._depths(number).size
+        scale = np.array([width / opened.width, height / opened.height])
+        mask = outline.mask
+        if mask is not None:
+            rows, columns = (
+                (np.arange(n) + 0.5) / s for n, s in ((height, scale[1]), (width, scale[0]))
+            )
+            mask = mask[rows.astype(np.int64)[:, None], columns.astype(np.int64)]
+        return replace(outline, parts=tuple(part * scale for part in outline.parts), mask=mask)
 
     @staticmethod
     def _coloured(depth_m: Float32[np.ndarray, "h w"], limits: tuple[float, float]) -> bytes:
@@ -284,10 +303,7 @@ class Session:
         small = F.interpolate(
             torch.from_numpy(field)[None, None], size, mode="bilinear", antialias=True
         )[0, 0].numpy()
-        if not self.metric:
-            small = small / max(float(np.median(small)), 1e-6)
-        depth_m = np.full_like(small, np.inf)
-        np.divide(1, small, out=depth_m, where=small > 0)
+        depth_m = metres_of(small, self._model.kind, self._model.max_depth_m)
         to_small = np.diag([size[1] / width, size[0] / height, 1.0])
         return _Depth(
             depth_m=depth_m,

@@ -6,9 +6,8 @@ const labels = new Map(all("[data-label]").map((button) => [button.dataset.label
   title: button.textContent.trim(),
   colour: button.style.getPropertyValue("--own"),
 }]));
-const FLAT = ["mirror", "picture", "screen", "art", "painting", "poster", "photo", "mural"];
-const SAME = { art: "picture", painting: "picture", poster: "picture", photo: "picture",
-  mural: "picture", decoy: "opening", window: "opening", doorway: "opening", background: "object" };
+const MEANINGS = JSON.parse(find("#things").dataset.meanings);
+const FLAT = ["mirror", "picture", "screen"];
 const CLICK_PX = 4;
 const DOUBLE_MS = 400;
 
@@ -519,10 +518,7 @@ function svg(name, attributes, text) {
 }
 
 const colourOf = (name) => labels.get(meaning(name))?.colour ?? "rgb(150, 156, 164)";
-const meaning = (name) => {
-  const plain = name.trim().toLowerCase();
-  return SAME[plain] ?? plain;
-};
+const meaning = (name) => MEANINGS[name.trim().toLowerCase()];
 const trouble = (key) => doc.things?.get(key)?.trouble;
 
 function pathOf(corners, closed) {
@@ -616,11 +612,11 @@ function verdict(one) {
   const line = (kind, text) => element("p", { class: `verdict ${kind}` },
     element("i", { class: `light ${kind}` }), text);
   if (!labels.has(meaning(one.label))) return line("trouble", "a label that is not used");
-  if (!FLAT.includes(one.label.trim().toLowerCase())) {
+  if (!FLAT.includes(meaning(one.label))) {
     return line("plain", { frame: "is left out of the fit", opening: "keeps the depth seen in it",
       object: "is cut out of what it covers" }[meaning(one.label)]);
   }
-  if (!known) return line("wait", wait ? "predicting the depth …" : "");
+  if (!known) return line("wait", wait ? "predicting the depth …" : "nothing of it, or one thing with another");
   if (known.trouble) return line("trouble", known.trouble);
   const distance = known.distance === null ? "" : `, ${metres(known.distance)} away`;
   return line("ok", `a plane to ${percent(known.residual)}${distance}`);
@@ -781,12 +777,14 @@ function render() {
   find("#drawing").hidden = !open.length;
   find("#hint").textContent = hint();
   const cards = outlines().map(card).reverse();
-  const others = doc ? doc.shapes.length - cards.length : 0;
+  const others = doc ? doc.shapes.filter((one) => !one.corners) : [];
   if (doc && !cards.length) {
     cards.push(element("p", { class: "empty" }, doc.waiting ? "No outlines yet. Predicting the depth …" : "No outlines yet."));
   }
-  if (others) {
-    cards.push(element("p", { class: "small" }, `${others} shape${others > 1 ? "s" : ""} of other kinds in the file: kept as they are.`));
+  for (const one of others) {
+    cards.push(element("div", { class: "thing" }, element("div", { class: "head" },
+      element("i", { class: "swatch", style: `--own: ${colourOf(one.label)}` }),
+      `${one.label}, ${one.kind}: kept as it is`), verdict(one)));
   }
   const place = find("#things");
   const focused = place.contains(document.activeElement) ? document.activeElement : null;
