@@ -48,13 +48,16 @@ CPU = torch.device("cpu")
 class Room:
     """A network that sees a wall, and in a box on it a scene twice as far, whatever it is given."""
 
-    max_depth_m = 20.0
     needs_focal = False
     multiple = 14
     side = HEIGHT
 
     def __init__(self, kind: str = "metric") -> None:
         self.kind = kind
+
+    def reach_m(self, focal_px: float) -> float:
+        del focal_px
+        return 20.0
 
     def __call__(self, image: Tensor, focal_px: Tensor | None = None) -> Tensor:
         del focal_px

@@ -25,7 +25,13 @@ from flatdepth.errors import UserError
 from flatdepth.label.outline_file import OutlineFile, Refused, Shape, labels_beside
 from flatdepth.label.planes import Thing, examine
 from flatdepth.predict.inputs import Photo, find_inputs, open_photo
-from flatdepth.predict.predictor import DepthModel, PredictOptions, choose_camera, predict_photo
+from flatdepth.predict.predictor import (
+    DepthModel,
+    PredictOptions,
+    choose_camera,
+    input_of,
+    predict_photo,
+)
 from flatdepth.predict.teacher import metres_of
 from flatdepth.show.pictures import colour_depth, depth_limits
 from flatdepth.types import Region
@@ -303,7 +309,9 @@ class Session:
         small = F.interpolate(
             torch.from_numpy(field)[None, None], size, mode="bilinear", antialias=True
         )[0, 0].numpy()
-        depth_m = metres_of(small, self._model.kind, self._model.max_depth_m)
+        way = input_of(self._model, self._options)
+        reach_m = self._model.reach_m(camera.focal_px * way.focal_scale(height, width))
+        depth_m = metres_of(small, self._model.kind, reach_m)
         to_small = np.diag([size[1] / width, size[0] / height, 1.0])
         return _Depth(
             depth_m=depth_m,
