@@ -238,7 +238,8 @@ def test_the_table_of_the_docs_is_that_of_its_figures() -> None:
     folder = REPOSITORY / "docs" / "results"
     table = markdown(read_table(folder / "experiment.json"))
     assert table == (folder / "results.md").read_text("utf-8").strip()
-    assert table in (REPOSITORY / "docs" / "results.md").read_text("utf-8")
+    page = (REPOSITORY / "docs" / "results.md").read_text("utf-8")
+    assert table in page and markdown(read_table(folder / "photos.json")) in page
 
 
 def test_the_experiment_of_the_docs_can_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +252,10 @@ def test_the_experiment_of_the_docs_can_be_planned(monkeypatch: pytest.MonkeyPat
     assert pastes["legacy"].layout == LayoutShares(hung=0, standing=0, legacy=1)
     assert pastes["gradient_label"] == replace(ours, layout=pastes["legacy"].layout)
     assert all(paste != ours for arm, paste in pastes.items() if arm != "ours")
+    arms = planned(read(REPOSITORY / "configs" / "experiments" / "photos.yaml"))
+    trained = {arm: [one.path for one in runs[0].config.data.train] for arm, runs in arms.items()}
+    assert [arm for arm in arms if arms[arm][0].config.paste.share] == [*trained][2:]
+    assert [arm for arm in arms if "runs/photos/masks" in trained[arm]] == [*trained][1::2]
     arms = planned(read(REPOSITORY / "configs" / "experiments" / "official.yaml"))
     assert [len(runs) for runs in arms.values()] == [3, 3]
     assert arms["ours"][0].config.data == arms["no_pastes"][0].config.data
