@@ -494,7 +494,8 @@ def test_the_divider_is_dragged_and_moved_with_keys(browser: Browser, page_file:
     """The image is painted in one colour and the first depth is level, so pixels tell the sides."""
     browser.open(page_file)
     shown = "document.querySelector('.slider').querySelectorAll('img')"
-    browser.run(f"Promise.all([...{shown}].map(image => image.decode())).then(() => true)")
+    loaded = "image.complete || new Promise(go => image.addEventListener('load', go, {once: true}))"
+    browser.run(f"Promise.all([...{shown}].map(image => {loaded})).then(() => true)")
     low, high = room().limits
     level = colour_depth(np.full((1, 1), 4, np.float32), low_m=low, high_m=high)[0, 0].astype(int)
     left, width, y = middle(browser, ".slider")
