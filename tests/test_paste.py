@@ -6,7 +6,7 @@ import kornia
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flatdepth.augment.draw.composite import paste, stack_plans
@@ -490,6 +490,29 @@ def test_an_empty_frame_leaves_the_scene_inside_untouched() -> None:
     )
 
 
+def test_a_mirror_seen_through_an_empty_frame_stays_a_mirror() -> None:
+    frame, mirror = only_of(Kind.MIRROR, framed=1.0)
+    board = mirror.rectangle
+    nearer = dataclasses.replace(
+        mirror,
+        kind=Kind.EMPTY,
+        rectangle=dataclasses.replace(
+            board,
+            centre=0.9 * board.centre,
+            width=0.9 * board.width,
+            height=0.9 * board.height,
+        ),
+    )
+    _, behind = pasted([frame], [(mirror,)])
+    _, after = pasted([frame], [(mirror, nearer)])
+    _, ignored = pasted([frame], [(mirror, nearer)], "ignore")
+    seen = (after.region == Region.MIRROR) & (behind.region == Region.MIRROR)
+    assert torch.equal(seen, after.region == Region.MIRROR) and seen.sum() > 200
+    assert torch.equal(after.depth_m[seen], behind.depth_m[seen])
+    assert not ignored.valid[seen].any()
+    assert not (after.region == Region.DECOY).any()
+
+
 def test_an_opening_shows_another_scene_with_its_own_depth_behind_the_plane() -> None:
     frame, one = only_of(Kind.OPENING)
     content = make_content(one, frame, WHOLE, K, SOURCES)
@@ -530,6 +553,7 @@ def test_ignored_mirrors_have_no_truth_but_their_frames_do() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6))
+@example(108933)  # a mirror seen through an empty frame
 def test_the_target_of_mirrors_changes_no_picture_and_nothing_but_mirrors(seed: int) -> None:
     frame = wall_frame(seed)
     layouts = LayoutShares(hung=0.6, standing=0.3, legacy=0.1)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import flatdepth.training.loop as loop
+from flatdepth.augment.plan.appearance import Kind
 from flatdepth.cli import parse_config
 from flatdepth.commands.preview import config_arguments
 from flatdepth.config import PasteStage, TrainConfig
@@ -194,6 +195,30 @@ def test_pastes_are_flat_to_rounding_and_a_bent_one_is_not(rows: list[Row]) -> N
     bent = np.abs(plane_residual(bent_m.astype(np.float32), known, row.owner, K_px))
     assert np.nanmax(bent[row.owner == 0]) > 2e-3
     assert np.nanmax(bent[row.owner > 0], initial=0) < 1e-5
+
+
+def test_a_paste_seen_through_an_empty_frame_keeps_its_pixels_and_its_plane(
+    tiny_sets: TinySets, tmp_path: Path
+) -> None:
+    pasted = {**PASTED, "content": {"opening": 0, "empty": 2, "mural": 0, "screen": 0}}
+    path = tiny_sets.config(tmp_path, paste={**pasted, "layout": {"hung": 0, "standing": 1}})
+    through = 0
+    for row in preview_rows(read_config(path), 0, 24):
+        empty = np.array([one.kind is Kind.EMPTY for one in row.sample.plan] + [False])
+        flat = (row.region != Region.BACKGROUND) & (row.region != Region.DECOY)
+        assert np.array_equal(row.owner >= 0, row.region != Region.BACKGROUND)
+        assert empty[row.owner[row.region == Region.DECOY]].all()
+        assert not row.worst() >= 1e-5
+        outlines = [
+            project(row.sample.view.intrinsics(row.sample.frame.K_px), paste.rectangle.corners())
+            for paste in row.sample.plan
+        ]
+        v, u = np.meshgrid(*(np.arange(n) + 0.5 for n in row.owner.shape), indexing="ij")
+        pixels = np.stack([u, v, np.ones_like(u)], axis=-1)
+        for number in np.nonzero(empty)[0]:
+            inside = (pixels @ edge_lines(outlines[number]).T).min(axis=-1) > 0
+            through += int((inside & flat & (row.owner < number)).sum())
+    assert through > 100
 
 
 @given(st.integers(0, 10**6))

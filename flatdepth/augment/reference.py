@@ -96,7 +96,8 @@ def paste_reference(
         out_valid = np.where(cover, in_range, out_valid)
         out_depth = np.where(cover, np.maximum(truth, 0), out_depth)
         kind = np.where(hole, int(paste.kind.region), int(Region.FRAME))
-        region = np.where(seen, kind, region).astype(np.uint8)
+        through = is_empty & hole & (region != Region.BACKGROUND)
+        region = np.where(seen & ~through, kind, region).astype(np.uint8)
     return out_image, out_depth, out_valid, region
 
 

@@ -145,19 +145,23 @@ def seen_batches(config: TrainConfig, step: int) -> Generator[Seen, None, None]:
     )
     with closing(stream):
         for number, samples in enumerate(stream):
+            batch = make_training_batch(samples, config, _CPU)
             yield Seen(
                 step=step + number // accumulation,
                 samples=samples,
-                batch=make_training_batch(samples, config, _CPU),
-                owner=paste_owner(samples, config),
+                batch=batch,
+                owner=paste_owner(samples, config, batch.region),
             )
 
 
-def paste_owner(samples: list[Sample], config: TrainConfig) -> Int64[Tensor, "b 1 h w"]:
+def paste_owner(
+    samples: list[Sample], config: TrainConfig, shown: UInt8[Tensor, "b 1 h w"]
+) -> Int64[Tensor, "b 1 h w"]:
     """Which paste each pixel of the batch shows, -1 for none.
 
     A batch with only the k-th paste of every sample shows which pixels that paste covers; of those
-    that cover a pixel the last one is on top.
+    that cover a pixel the last one is on top, but through an empty frame one sees the one behind.
+    ``shown`` is the region map of the whole batch.
     """
     height, width = config.data.height, config.data.width
     owner = torch.full((len(samples), 1, height, width), -1)
@@ -173,7 +177,8 @@ def paste_owner(samples: list[Sample], config: TrainConfig) -> Int64[Tensor, "b 
             for sample in samples
         ]
         region = make_training_batch(alone, config, _CPU).region
-        owner[region != Region.BACKGROUND] = number
+        through = (region == Region.DECOY) & (shown != Region.DECOY)
+        owner[(region != Region.BACKGROUND) & ~through] = number
     return owner
 
 

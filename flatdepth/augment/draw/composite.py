@@ -468,7 +468,9 @@ def _paste_layer(
     valid = torch.where(cover, in_range & ~(layer.ignored & hole), valid)
     depth = torch.where(cover, torch.where(truth > 0, truth, 0.0), depth)
     kind = torch.where(hole, layer.region, torch.full_like(layer.region, int(Region.FRAME)))
-    region = torch.where(seen, kind, region)
+    # through an empty frame one sees what is behind it: a mirror stays a mirror
+    through = layer.empty & hole & (region != int(Region.BACKGROUND))
+    region = torch.where(seen & ~through, kind, region)
     for whole, part in zip(
         (result.image, result.depth_m, result.valid, result.region),
         (image, depth, valid, region),
