@@ -17,6 +17,8 @@ from flatdepth.config import ModelConfig, TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.loader import to_device, training_samples, validation_sample, within_reach
 from flatdepth.errors import UserError
+from flatdepth.judge import validation
+from flatdepth.judge.boundaries import boundary_f1
 from flatdepth.judge.validation import protocol
 from flatdepth.models.card import model_card
 from flatdepth.models.checkpoint import describe, load_weights, open_model, save_weights
@@ -302,7 +304,15 @@ def test_a_run_with_it_leaves_weights_that_say_it(
         return own(self, image, focal_px)
 
     monkeypatch.setattr(DepthAnythingV2, "forward", forward)
+    far_m: list[float] = []
+
+    def edges(*maps: Tensor, min_m: float, max_m: float) -> tuple[Tensor, Tensor]:
+        far_m.append(max_m)
+        return boundary_f1(*maps, min_m=min_m, max_m=max_m)
+
+    monkeypatch.setattr(validation, "boundary_f1", edges)
     metrics = train(chosen)
+    assert far_m and {round(x * 64 / 20, 3) for x in far_m} <= {round(x, 3) for x in seen}
     assert len(seen) > 8 and min(seen) > 0
     assert "20 m at a focal length of 64 px" in metrics["protocol"]
     weights = tmp_path / "runs" / "tiny" / "weights" / "final.safetensors"

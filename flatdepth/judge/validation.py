@@ -220,7 +220,7 @@ def _add_edges(
         batch.depth_m[one],
         batch.valid[one],
         min_m=config.data.min_depth_m,
-        max_m=config.model.max_depth_m,
+        max_m=config.model.reach_m(float(batch.focal_px[one])),
     )
     table.add(batch.sample[one].cpu(), "clean", score[:, None].cpu(), pairs.cpu())
 

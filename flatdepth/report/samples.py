@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Corpus, Subset, open_corpus
+from flatdepth.data.loader import truth_range_m
 from flatdepth.errors import UserError
 from flatdepth.judge.protocol import PROTOCOLS
 from flatdepth.judge.scoring import (
@@ -147,7 +148,6 @@ def _request(
 ) -> Request:
     count = len(checkpoints)
     data = config.data.val or [entry.path for entry in config.data.train]
-    range_m = (config.data.min_depth_m, config.model.max_depth_m)
     return Request(
         checkpoints=tuple(map(str, checkpoints)),
         kinds=(None,) * count,
@@ -156,7 +156,7 @@ def _request(
         data=tuple(data),
         art=tuple(config.data.art),
         part="all" if config.data.val else "val",
-        protocol=dataclasses.replace(PROTOCOLS["none"], range_m=range_m),
+        protocol=dataclasses.replace(PROTOCOLS["none"], range_m=truth_range_m(config)),
         size=size,
         paste_seed=config.eval.seed,
         images=images,
