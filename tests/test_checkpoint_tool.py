@@ -220,7 +220,8 @@ def test_nothing_is_overwritten(tool: Tool, store: Path, tmp_path: Path) -> None
 
 
 def test_targets_that_cannot_be_written(tool: Tool, store: Path, tmp_path: Path) -> None:
-    refused(tool, "found a name that ends in .onnx", "export", store / "metric.pth", "a.onnx")
+    refused(tool, "found a name that ends in .h5", "export", store / "metric.pth", "a.h5")
+    refused(tool, "are for .onnx and .pt2", "export", store / "metric.pth", "a.pth", "--half")
     save_weights(weights(max_depth_m=9.5), tmp_path / "half")
     half = tmp_path / "half.safetensors"
     said = "transformers takes Depth Anything V2 of whole metres only, found vitt of 9.5 m"

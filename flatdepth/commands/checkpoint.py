@@ -1,7 +1,7 @@
 """Look into weight files, convert, compare, blend, calibrate and check them.
 
 flatdepth checkpoint info FILE [--keys]
-flatdepth checkpoint export FILE OUT
+flatdepth checkpoint export FILE OUT [--half] [--quantise dynamic --pictures PICTURES]
 flatdepth checkpoint diff A B [--out diff.png] [--json diff.json] [--tensors]
 flatdepth checkpoint blend A B --alpha 0.5 OUT
 flatdepth checkpoint calibrate FILE --data SHARDS --out NEW.safetensors
@@ -9,7 +9,7 @@ flatdepth checkpoint verify FILE [OTHER]
 
 A FILE is a .safetensors, .pth, .pt, .ckpt or .bin, its folder, or a Hugging Face Hub id.
 An OUT is NAME.pth, NAME.safetensors, or a folder for Hugging Face transformers (of Marigold:
-diffusers).
+diffusers); of export also NAME.onnx or NAME.pt2 (docs/export.md).
 """
 
 import argparse
@@ -17,23 +17,31 @@ import tempfile
 from pathlib import Path
 from typing import cast
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from flatdepth.cli import Parser, as_called, called, number
 from flatdepth.config import MAX_DEPTH_M
-from flatdepth.errors import UserError
+from flatdepth.errors import BadFrame, UserError
 from flatdepth.judge.protocol import PROTOCOLS
 from flatdepth.models.calibration import FORMS
+from flatdepth.models.card import provenance, read_run
 from flatdepth.models.checkpoint import (
     CALIBRATION,
     LoadReport,
     WeightFile,
+    describe,
     model_of,
     open_model,
     read_weights,
 )
 from flatdepth.models.export import export_weights, for_original_code, largest_difference
+from flatdepth.models.graph import SUFFIXES, Precision, export_graph, parity_table
 from flatdepth.models.huggingface import takes
 from flatdepth.models.network import DepthNetwork, Kind
 from flatdepth.models.precision import best_device
+from flatdepth.models.preprocessing import preprocessing
 from flatdepth.models.surgery import (
     blend,
     blended_metadata,
@@ -74,7 +82,18 @@ def command_line() -> Parser:
         metavar="RUN",
         help="run directory for the card (default: the one that FILE lies in)",
     )
+    sub.add_argument("--overwrite", action="store_true", help="replace earlier files (no folders)")
     _add_kind(sub)
+    graph = sub.add_argument_group("of graphs (.onnx, .pt2)")
+    graph.add_argument("--half", action="store_true", help="compute in float16")
+    graph.add_argument("--quantise", choices=("dynamic",), help="8-bit linear layers (.onnx)")
+    graph.add_argument(
+        "--pictures",
+        nargs="+",
+        default=[],
+        metavar="PICTURE",
+        help="to compare the graph with the network on; needed to quantise",
+    )
 
     sub = commands.add_parser("diff", help="which layers moved from A to B")
     sub.set_defaults(function=_diff)
@@ -162,12 +181,64 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    is_graph = arguments.target.suffix in SUFFIXES
+    if not is_graph and (arguments.half or arguments.quantise or arguments.pictures):
+        raise UserError(
+            f"{arguments.target}: --half, --quantise and --pictures are for "
+            f"{' and '.join(SUFFIXES)}; leave them out"
+        )
     model, report = _open(arguments.file, arguments)
-    model, notes = for_original_code(model, arguments.target)
     run = arguments.run or _run_of(Path(arguments.file))
-    _write(model, arguments.target, _origin(report), run)
+    if is_graph:
+        _export_graph(model, arguments, _origin(report), run)
+        return
+    model, notes = for_original_code(model, arguments.target)
+    _write(model, arguments.target, _origin(report), run, arguments.overwrite)
     for note in notes:
         print(f"note: {note}")
+
+
+def _export_graph(
+    model: DepthNetwork, arguments: argparse.Namespace, extra: dict[str, str], run: Path | None
+) -> None:
+    target: Path = arguments.target
+    precision: Precision = "float16" if arguments.half else "float32"
+    if arguments.quantise:
+        if arguments.half or target.suffix != ".onnx" or not arguments.pictures:
+            raise UserError(
+                "--quantise: expected NAME.onnx, no --half, and --pictures to measure its error on"
+            )
+        precision = "int8"
+    extra |= provenance(describe(model), None if run is None else read_run(run))
+    pictures = _pictures(model, arguments.pictures, target.parent)
+    found = export_graph(
+        model,
+        target,
+        precision=precision,
+        extra=extra,
+        pictures=pictures,
+        overwrite=arguments.overwrite,
+    )
+    print(parity_table(found))
+    print(f"wrote {target} ({precision})")
+
+
+def _pictures(
+    model: DepthNetwork, given: list[str], beside: Path
+) -> list[tuple[str, Float[Tensor, "1 3 h w"]]]:
+    """Names of pictures, and what the network sees of them."""
+    from flatdepth.predict.inputs import find_inputs, open_photo
+
+    way = preprocessing("ours", model.side, model.multiple)
+    found = []
+    for one in find_inputs(given, beside / "-") if given else []:
+        try:
+            image = open_photo(one.path).image
+        except BadFrame as error:
+            raise UserError(f"{one.path}: {error.detail}; leave it out") from error
+        pixels = torch.tensor(image).movedim(-1, 0)[None].float() / 255
+        found.append((one.name, way.prepare(pixels)))
+    return found
 
 
 def _origin(report: LoadReport) -> dict[str, str]:

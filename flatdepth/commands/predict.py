@@ -22,13 +22,14 @@ from pathlib import Path
 
 from flatdepth.cli import Parser, as_called, called, names, number, plain_warning
 from flatdepth.config import MAX_DEPTH_M
+from flatdepth.errors import UserError
 from flatdepth.models.precision import chosen_device
 
 
 def main(argv: list[str]) -> int:
     warnings.formatwarning = plain_warning
     chosen = parser().parse_intermixed_args(argv)
-    from flatdepth.models.checkpoint import open_model
+    from flatdepth.models.onnx_depth import OnnxDepth, open_depth
     from flatdepth.predict.predictor import PredictOptions, plan_inputs, predict_files
 
     options = PredictOptions(
@@ -48,13 +49,17 @@ def main(argv: list[str]) -> int:
     )
     device = chosen_device(chosen.device)
     inputs = plan_inputs(chosen.inputs, chosen.out, options)
-    model, report = open_model(chosen.checkpoint, kind=chosen.kind, max_depth_m=chosen.max_depth_m)
+    model, report = open_depth(
+        chosen.checkpoint, device, kind=chosen.kind, max_depth_m=chosen.max_depth_m
+    )
     print(report, file=sys.stderr)
+    if chosen.no_calibration and isinstance(model, OnnxDepth):
+        raise UserError("--no_calibration: that of a graph is inside it; take the weights instead")
     if chosen.no_calibration and model.calibration is not None:
         model.calibration = None
         print("note: --no_calibration: the weights predict without it", file=sys.stderr)
     summary = predict_files(
-        model.to(device),
+        model,
         inputs,
         chosen.out,
         options,
@@ -70,7 +75,12 @@ def parser() -> Parser:
     result = Parser(prog=called("predict"), description=as_called("predict", __doc__))
     add = result.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="image, folder (with all below it) or pattern")
-    add("--checkpoint", required=True, metavar="FILE", help="weight file, its folder or a hub id")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="FILE",
+        help="weight file, its folder, a hub id, or X.onnx",
+    )
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the outputs")
     add(
         "--write",

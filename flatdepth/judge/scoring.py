@@ -59,8 +59,8 @@ from flatdepth.judge.protocol import (
     align,
     own_alignment,
 )
-from flatdepth.models.checkpoint import open_model
 from flatdepth.models.network import DepthNetwork, Kind
+from flatdepth.models.onnx_depth import OnnxDepth, open_depth
 from flatdepth.models.precision import expect_room
 from flatdepth.models.preprocessing import preprocessing
 from flatdepth.types import METRICS, Batch, Region
@@ -145,7 +145,7 @@ class Contender:
 
     label: str
     source: str
-    model: DepthNetwork
+    model: DepthNetwork | OnnxDepth
     alignment: Alignment
     trained_on: frozenset[str] | None
     run: TrainConfig | None
@@ -233,10 +233,12 @@ class Verdict:
         size: shorter side of the network's input in pixels.
         contenders: in the order of the request.
         domains: by data set, in the order of the request.
+        device: where the networks computed.
     """
 
     request: Request
     size: int
+    device: torch.device
     contenders: Sequence[Contender]
     domains: Sequence[Domain]
 
@@ -301,7 +303,9 @@ def judge(
             progress(done, total)
         book.trained.append([_trained_rows(c, subset, chosen) for c in contenders])
     domains = [_domain(name, book, request, len(contenders)) for name, book in books.items()]
-    return Verdict(request=request, size=size, contenders=contenders, domains=domains)
+    return Verdict(
+        request=request, size=size, device=device, contenders=contenders, domains=domains
+    )
 
 
 def open_contenders(request: Request, device: torch.device) -> list[Contender]:
@@ -314,7 +318,7 @@ def open_contenders(request: Request, device: torch.device) -> list[Contender]:
     for source, kind, max_depth_m, names in zip(
         request.checkpoints, request.kinds, request.max_depths_m, request.trained_on, strict=True
     ):
-        model, report = open_model(source, kind=kind, max_depth_m=max_depth_m)
+        model, report = open_depth(source, device, kind=kind, max_depth_m=max_depth_m)
         print(report, file=sys.stderr)
         run = run_config(source)
         known = names if names is not None else _run_datasets(run)
@@ -332,7 +336,7 @@ def open_contenders(request: Request, device: torch.device) -> list[Contender]:
                 Contender(
                     label=_label(len(contenders)),
                     source=source,
-                    model=model.to(device),
+                    model=model,
                     alignment=alignment,
                     trained_on=known,
                     run=run,

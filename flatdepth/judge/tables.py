@@ -245,7 +245,7 @@ def _rows_json(table: RegionTable) -> dict[str, Any]:
 
 
 def _device(verdict: Verdict) -> str:
-    device = next(verdict.contenders[0].model.parameters()).device
+    device = verdict.device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

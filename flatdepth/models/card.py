@@ -253,6 +253,16 @@ def _number(evaluation: Mapping[str, Any], region: str, metric: str) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "–"
 
 
+def provenance(metadata: Mapping[str, str], run: RunRecord | None) -> dict[str, str]:
+    """What else a file without a card says of where its weights come from."""
+    published = network_class(metadata["network"]).licence(metadata["encoder"])
+    said = {"licence": _licence(published, run)[0]}
+    if run is not None:
+        names = (_public(entry["path"]) for entry in run.config["data"]["train"])
+        said |= {"trained_on": ", ".join(names), "pasted": _listed(run.config.get("paste", {}))}
+    return said
+
+
 def _licence(published: tuple[str, str] | None, run: RunRecord | None) -> tuple[str, str]:
     """The licence's identifier on the hub, and why it is that one."""
     own_start = run is not None and run.config["model"]["checkpoint"] is None

@@ -298,11 +298,12 @@ def model_of(
         )
         recorded = calibration_of(said)
         model.calibration = recorded if recorded and recorded.is_applied else None
-    model.trained_px = _trained_px(said)
+    model.trained_px = trained_px(said)
     return model.eval(), _load(model, weights, "keep")
 
 
-def _trained_px(said: Mapping[str, str]) -> tuple[int, int] | None:
+def trained_px(said: Mapping[str, str]) -> tuple[int, int] | None:
+    """Rows and columns of the input in the training, if metadata say them."""
     size = re.fullmatch(r"(\d{1,5}) x (\d{1,5})", said.get("input_px", ""))
     return (int(size[1]), int(size[2])) if size else None
 
@@ -451,11 +452,11 @@ def read_metadata(path: Path, network: str | None = None) -> dict[str, str] | No
             with safetensors.safe_open(path, framework="pt") as file:
                 header = file.metadata()
         except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(_unreadable(str(path), error)) from error
+            raise UserError(unreadable(str(path), error)) from error
     elif path.suffix in PICKLES:
         header = _read_json(path.with_suffix(".json"))
     if isinstance(header, dict) and header.get("format") == FORMAT:
-        said = _checked({key: str(header[key]) for key in sorted(header)}, path)
+        said = checked_metadata({key: str(header[key]) for key in sorted(header)}, path)
         readers = network_class(network).reads_files_of if network else ()
         return said | {"network": str(network)} if said.get("network") in readers else said
     if path.name in (WEIGHTS, INDEX, PICKLED_WEIGHTS, PIPELINE):
@@ -486,7 +487,7 @@ def network_of(said: Mapping[str, str]) -> str:
     return said.get("network") or next(homes, next(iter(NETWORKS)))
 
 
-def _checked(said: dict[str, str], path: Path) -> dict[str, str]:
+def checked_metadata(said: dict[str, str], path: Path) -> dict[str, str]:
     """Metadata that we wrote, after a look at the values on which reading the weights depends."""
     network = network_of(said)
     bounded = network not in CLASSES or network_class(network).bounded
@@ -525,7 +526,7 @@ def _read_json(path: Path) -> object:
             raise ValueError(f"larger than {MAX_JSON_BYTES >> 20} MiB")
         return parse_json(path.read_bytes())
     except (ValueError, OSError) as error:
-        raise UserError(_unreadable(str(path), error)) from error
+        raise UserError(unreadable(str(path), error)) from error
 
 
 def _locate(source: str) -> Path:
@@ -568,7 +569,7 @@ def _download(source: str, repo: str, file: str) -> Path:
     except Exception as error:  # The failures of the hub's client share no narrower base class.
         raise UserError(
             f"{source} is neither a local file nor to be had from the Hugging Face Hub "
-            f"({_first_line(error)}); check the name and the connection, or download the file and "
+            f"({first_line(error)}); check the name and the connection, or download the file and "
             "give its path"
         ) from error
     return path
@@ -657,7 +658,7 @@ def _read_file(path: Path, source: str) -> object:
                 f"{source} is a TorchScript program, expected a state dict; save that alone, as in "
                 "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
             ) from error
-        raise UserError(_unreadable(source, error)) from error
+        raise UserError(unreadable(source, error)) from error
 
 
 class _OtherNetwork(UserError):
@@ -678,7 +679,7 @@ def _assembled(
     except UserError:
         raise
     except Exception as error:  # Of damaged components the libraries raise almost anything.
-        raise UserError(_unreadable(source, error)) from error
+        raise UserError(unreadable(source, error)) from error
 
 
 def _recognised(
@@ -904,9 +905,9 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
 
 
-def _unreadable(name: str, error: Exception) -> str:
-    return f"{name} cannot be read ({_first_line(error)}); if it is damaged, fetch or save it again"
+def unreadable(name: str, error: Exception) -> str:
+    return f"{name} cannot be read ({first_line(error)}); if it is damaged, fetch or save it again"

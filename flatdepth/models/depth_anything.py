@@ -215,7 +215,7 @@ class DinoV2(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n d"]]:
         x = self.patch_embed(image)
-        x = torch.cat((self.cls_token.repeat(len(x), 1, 1), x), dim=1)
+        x = torch.cat((self.cls_token.repeat(x.shape[0], 1, 1), x), dim=1)
         grid = (image.shape[-2] // PATCH, image.shape[-1] // PATCH)
         x = x + resize_position_embedding(self.pos_embed, grid)
         taken = []
@@ -236,6 +236,8 @@ def resize_position_embedding(
     (i + 0.5) * 37 / (n + 0.1) - 0.5. DINOv2 added the 0.1 against sizes that round down; it also
     moves the samples, so it is kept to predict what the official code predicts.
     """
+    if torch.compiler.is_exporting():
+        return _resize_by_matrices(pos_embed, grid)
     if grid == (GRID, GRID):
         return pos_embed
     dim = pos_embed.shape[-1]
@@ -244,6 +246,39 @@ def resize_position_embedding(
     patches = F.interpolate(patches, scale_factor=scale, mode="bicubic", antialias=False)
     patches = patches.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], dim)
     return torch.cat((pos_embed[:, :1], patches.to(pos_embed.dtype)), dim=1)
+
+
+def _resize_by_matrices(
+    pos_embed: Float[Tensor, "1 m d"], grid: tuple[int, int]
+) -> Float[Tensor, "1 n d"]:
+    """The same for a graph, whose grid is no number: one matrix of weights along each axis.
+
+    ONNX has no interpolation that takes size and scale. Keys 1981, "Cubic convolution
+    interpolation", equation 4 with a = -0.75; the border is repeated.
+    """
+    sides = [torch.full((), n, dtype=torch.float32, device=pos_embed.device) for n in grid]
+    is_own = (sides[0] == GRID) & (sides[1] == GRID)
+    knots = torch.arange(-2.0, GRID + 2, device=pos_embed.device)
+    rows, columns = (
+        _cubic(
+            (torch.arange(n, device=pos_embed.device) + 0.5)[:, None]
+            * (GRID / (side + torch.where(is_own, 0.0, 0.1)))
+            - (0.5 + knots)
+        )
+        for n, side in zip(grid, sides, strict=True)
+    )
+    dim = pos_embed.shape[-1]
+    patches = pos_embed[:, 1:].float().reshape(1, GRID, GRID, dim).permute(0, 3, 1, 2)
+    patches = rows @ F.pad(patches, (2, 2, 2, 2), mode="replicate") @ columns.T
+    patches = patches.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], dim)
+    return torch.cat((pos_embed[:, :1], patches.to(pos_embed.dtype)), dim=1)
+
+
+def _cubic(distance: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    x, a = distance.abs(), -0.75
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return torch.where(x <= 1, near, torch.where(x < 2, far, 0.0))
 
 
 class PatchEmbed(nn.Module):

@@ -45,7 +45,7 @@ SKY = 0.3
 SKY_PIXELS = 11
 """Sky is filled where there are at least so many pixels of it, and of the rest."""
 
-SKY_QUANTILE = 0.99
+SKY_PERCENTILE = 99
 
 _KINDS: Mapping[str, Kind] = {
     "da3mono-large": "affine",
@@ -182,17 +182,16 @@ def fill_sky(
     random.
 
     The percentile lies between the two values around place 0.99 (n - 1) of n in order, linearly.
+    One way for all images, with or without sky, so that it goes into a graph.
     """
-    counts = is_sky.flatten(1).sum(1).tolist()
-    filled = [
-        _filled(one, its_sky) if SKY_PIXELS <= count <= one.numel() - SKY_PIXELS else one
-        for one, its_sky, count in zip(depth, is_sky, counts, strict=True)
-    ]
-    return torch.stack(filled)
-
-
-def _filled(depth: Float[Tensor, "1 h w"], is_sky: Bool[Tensor, "1 h w"]) -> Float[Tensor, "1 h w"]:
-    ordered = depth[~is_sky].sort().values
-    place = SKY_QUANTILE * (len(ordered) - 1)
-    low = int(place)
-    return torch.where(is_sky, ordered[low].lerp(ordered[low + 1], place - low), depth)
+    sky = is_sky.flatten(1)
+    rest = (~sky).sum(1)
+    ordered = depth.flatten(1).masked_fill(sky, math.inf).sort(1).values
+    hundredths = SKY_PERCENTILE * (rest - 1).clamp(min=0)
+    low = hundredths // 100
+    pair = torch.stack((low, (low + 1).clamp(max=sky.shape[1] - 1)), 1)
+    below, above = ordered.gather(1, pair).unbind(1)
+    far = below.lerp(above, (hundredths % 100).to(depth.dtype) / 100)
+    fills = (rest >= SKY_PIXELS) & (sky.sum(1) >= SKY_PIXELS)
+    place = (slice(None), None, None, None)
+    return torch.where(is_sky & fills[place], far[place], depth)

@@ -189,14 +189,12 @@ class ScaledConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         kernel, stride = self.weight.shape[-1], self.stride
-        height, width = (
-            max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]
-        )
-        if height % 2 or width % 2:
-            x = F.pad(x, (0, width % 2, 0, height % 2))
         weight = self.weight * self.scale[:, None, None, None]
-        padding = (height // 2, width // 2)
-        return F.conv2d(x, weight, self.bias, stride, padding, groups=self.groups)
+        if stride == 1:
+            return F.conv2d(x, weight, self.bias, padding=kernel // 2, groups=self.groups)
+        height, width = (kernel - stride + -side % stride for side in x.shape[-2:])
+        x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+        return F.conv2d(x, weight, self.bias, stride, groups=self.groups)
 
 
 class FusionHead(nn.Module):

@@ -41,7 +41,7 @@ from flatdepth.models.network import DepthNetwork, nominal_focal
 from flatdepth.models.port import TransformersNetwork
 from flatdepth.models.probe import probe_image
 
-_OTHER_SUFFIXES = (".pt", ".bin", ".ckpt", ".onnx", ".h5")
+_OTHER_SUFFIXES = (".pt", ".pt2", ".bin", ".ckpt", ".onnx", ".h5")
 
 Writers = dict[Path, Callable[[Path], object]]
 
