@@ -1,7 +1,8 @@
-"""Predict depth on pictures.
+"""Predict depth on pictures and videos.
 
 flatdepth predict --checkpoint FILE photo.jpg folder "more/*.heic" --out DIR
 flatdepth predict --checkpoint FILE photo.jpg --out DIR --write depth,npy,ply --tiles
+flatdepth predict --checkpoint FILE clip.mp4 --out DIR --write side --steady
 
 Writes below DIR, named after the inputs and in their folders:
   depth   NAME_depth.png   16 bits: mm, or inverse depth over the full range (--png_unit)
@@ -11,6 +12,8 @@ Writes below DIR, named after the inputs and in their folders:
   ply     NAME_points.ply  point cloud in metres (metric only), x right, y up, z towards the viewer:
                            upright in MeshLab and CloudCompare (turn y and z round for OpenCV)
   and NAME_depth.json, which says what the values mean, with depth, npy and ply.
+Of a video (extra video) colour and side are one NAME_colour.mp4 and NAME_side.mp4; the others lie
+in NAME_frames, a file per frame: 000000_depth.png and so on, its time in 000000_depth.json.
 
 Exit code: 0 all inputs done; 1 some were skipped, each is named; 2 wrong usage, nothing to be done.
 """
@@ -30,13 +33,15 @@ def main(argv: list[str]) -> int:
     warnings.formatwarning = plain_warning
     chosen = parser().parse_intermixed_args(argv)
     from flatdepth.models.onnx_depth import OnnxDepth, open_depth
-    from flatdepth.predict.predictor import PredictOptions, plan_inputs, predict_files
+    from flatdepth.predict.predictor import PredictOptions, Summary, plan_inputs, predict_files
+    from flatdepth.predict.videos import predict_videos
 
     options = PredictOptions(
         write=tuple(chosen.write),
         size=chosen.size,
         batch=chosen.batch,
         tiles=chosen.tiles,
+        steady=chosen.steady,
         png_unit=chosen.png_unit,
         intrinsics=chosen.intrinsics,
         fov_deg=chosen.fov,
@@ -58,13 +63,24 @@ def main(argv: list[str]) -> int:
     if chosen.no_calibration and model.calibration is not None:
         model.calibration = None
         print("note: --no_calibration: the weights predict without it", file=sys.stderr)
-    summary = predict_files(
-        model,
-        inputs,
-        chosen.out,
-        options,
-        device=device,
-        checkpoint=chosen.checkpoint,
+    pictures = [item for item in inputs if not item.is_video]
+    videos = [item for item in inputs if item.is_video]
+    parts = [
+        predict(
+            model,
+            some,
+            chosen.out,
+            options,
+            device=device,
+            checkpoint=chosen.checkpoint,
+        )
+        for predict, some in ((predict_files, pictures), (predict_videos, videos))
+        if some
+    ]
+    summary = Summary(
+        written=[one for part in parts for one in part.written],
+        skipped=[one for part in parts for one in part.skipped],
+        out=chosen.out,
     )
     print(summary)
     return 1 if summary.skipped else 0
@@ -74,7 +90,12 @@ def parser() -> Parser:
     """The options."""
     result = Parser(prog=called("predict"), description=as_called("predict", __doc__))
     add = result.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="image, folder (with all below it) or pattern")
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image, video, folder (with all below it) or pattern",
+    )
     add(
         "--checkpoint",
         required=True,
@@ -104,7 +125,8 @@ def parser() -> Parser:
         help="shorter side of its input in px (default: as in training, else 518)",
     )
     network("--tiles", action="store_true", help="full resolution from tiles of --size px")
-    network("--batch", type=int, default=4, help="images or tiles at once (default: 4)")
+    network("--steady", action="store_true", help="take the flicker out of videos")
+    network("--batch", type=int, default=4, help="photos or tiles at once (default: 4)")
     network("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
     weights = result.add_argument_group("weights").add_argument
     weights(

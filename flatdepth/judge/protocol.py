@@ -223,7 +223,7 @@ def align(
     if kind == "metric":
         pred_m = pred_m.clamp(near, far)
     if alignment == "scale-shift-depth":
-        scale, mean_x, mean_y = _fit_line(pred_m, truth_m.double(), mask, fit)
+        scale, mean_x, mean_y = fit_line(pred_m, truth_m.double(), mask, fit)
         return (scale * (pred_m - mean_x) + mean_y).to(prediction.dtype)
     scales = [
         _scale(p[inside], t[inside].double(), alignment, fit)
@@ -246,13 +246,13 @@ def align_inverse_depth(
     """
     valid = valid & inverse.isfinite()
     truth = torch.where(valid, 1 / truth_m.double(), 0.0)
-    scale, mean_x, mean_y = _fit_line(inverse.double(), truth, valid, fit)
+    scale, mean_x, mean_y = fit_line(inverse.double(), truth, valid, fit)
     aligned = scale * (inverse.double() - mean_x) + mean_y
     near, far = depth_range_m
     return aligned.clamp(1 / far, 1 / near).reciprocal().float()
 
 
-def _fit_line(
+def fit_line(
     x: Float64[Tensor, "b 1 h w"],
     y: Float64[Tensor, "b 1 h w"],
     mask: Bool[Tensor, "b 1 h w"],

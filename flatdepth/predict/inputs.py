@@ -33,6 +33,11 @@ from flatdepth.data.readers.files import (
 from flatdepth.data.shards.codec import MAX_PIXELS
 from flatdepth.errors import BadFrame, UserError
 
+VIDEO_EXTENSIONS = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".mts", ".3gp"}
+)
+"""Endings of what is opened as a video."""
+
 _ORIENTATION = 0x0112
 _EXIF_IFD = 0x8769
 _FOCAL_MM = 0x920A
@@ -55,6 +60,14 @@ class Input:
     path: Path
     name: str
 
+    @property
+    def is_video(self) -> bool:
+        return _is_video(self.path)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_EXTENSIONS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Photo:
@@ -69,13 +82,14 @@ class Photo:
     focal_px: float | None
 
 
-def find_inputs(arguments: Sequence[str], out: Path) -> list[Input]:
+def find_inputs(arguments: Sequence[str], out: Path, *, videos: bool = False) -> list[Input]:
     """The pictures that files, folders (searched to the bottom) and glob patterns stand for.
 
     Outputs keep the inputs' folders below the common parent of all arguments. They are named
-    without the extension unless two inputs of one folder would then share a name. Folders and
-    patterns leave out hidden files and what lies in ``out``, so that a second run does not take
-    the pictures of the first one. A warning counts what else folders hold, by ending.
+    without the extension unless two pictures, or two videos, of one folder would then share a
+    name. Folders and patterns leave out hidden files and what lies in ``out``, so that a second
+    run does not take the pictures of the first one, and folders ``videos`` that are not wanted. A
+    warning counts what else folders hold, by ending.
 
     Raises:
         UserError: an argument names nothing, a folder cannot be read, or ``out`` is one of them.
@@ -84,18 +98,18 @@ def find_inputs(arguments: Sequence[str], out: Path) -> list[Input]:
     bases: list[Path] = []
     found: dict[Path, None] = {}
     for argument in arguments:
-        base, files = _expand(argument, forbidden)
+        base, files = _expand(argument, forbidden, VIDEO_EXTENSIONS if videos else frozenset())
         bases.append(base)
         found.update(dict.fromkeys(files))
     try:
         root = os.path.commonpath([*bases, *(path.parent for path in found)])
     except ValueError as error:  # on Windows
         raise UserError("the inputs lie on different drives; run once for each drive") from error
-    folders: dict[Path, list[Path]] = defaultdict(list)
+    folders: dict[tuple[Path, bool], list[Path]] = defaultdict(list)
     for path in found:
-        folders[path.parent].append(path)
+        folders[path.parent, _is_video(path)].append(path)
     named = []
-    for folder, paths in folders.items():
+    for (folder, _), paths in folders.items():
         shared = len({path.stem.casefold() for path in paths}) < len(paths)
         place = Path(os.path.relpath(folder, root))
         named += [
@@ -105,7 +119,7 @@ def find_inputs(arguments: Sequence[str], out: Path) -> list[Input]:
     return sorted(named, key=lambda item: order[item.path])
 
 
-def _expand(argument: str, forbidden: Path) -> tuple[Path, list[Path]]:
+def _expand(argument: str, forbidden: Path, more: frozenset[str]) -> tuple[Path, list[Path]]:
     """The folder that an argument's outputs are named from, and its files, all absolute."""
     path = _absolute(argument)
     if os.path.isfile(path):  # noqa: PTH113  # pathlib raises where the name is too long
@@ -114,11 +128,12 @@ def _expand(argument: str, forbidden: Path) -> tuple[Path, list[Path]]:
         if path.resolve() == forbidden:
             raise UserError(f"--out: {argument} is also an input; choose another folder")
         listed = list(_walk(path, forbidden))
-        files = [file for file in listed if file.suffix.lower() in EXTENSIONS]
+        files = [file for file in listed if file.suffix.lower() in EXTENSIONS | more]
         if not files:
             raise UserError(
-                f"{argument}: expected a folder with pictures ({', '.join(sorted(EXTENSIONS))}), "
-                "found none; to read files of another name, name them or use a pattern"
+                f"{argument}: expected a folder with pictures "
+                f"({', '.join(sorted(EXTENSIONS | more))}), found none; "
+                "to read files of another name, name them or use a pattern"
             )
         # files of outlines lie beside photographs, and are not missed
         others = [file for file in {*listed} - {*files} if file.suffix.lower() != ".json"]

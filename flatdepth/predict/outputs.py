@@ -5,8 +5,8 @@ Everything is made from arrays, so nothing of the input's metadata can travel al
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -30,6 +30,10 @@ SUFFIXES: Mapping[str, str] = {
 }
 DESCRIPTION_SUFFIX = "_depth.json"
 """Says what the values of ``depth``, ``npy`` and ``ply`` mean; written along with any of them."""
+
+VIDEO_SUFFIXES: Mapping[str, str] = {"colour": "_colour.mp4", "side": "_side.mp4"}
+FRAMES_SUFFIX = "_frames"
+"""Of the folder in which the other products of a video lie, frame by frame, as of photographs."""
 
 METRES_PER_CODE: Mapping[str, float] = {"mm": 0.001, "cm": 0.01}
 """Of the units in which depth itself is coded."""
@@ -107,16 +111,17 @@ def render(
     png_unit: PngUnit,
     prune: float,
     about: Mapping[str, object],
+    span: tuple[float, float] | None = None,
 ) -> dict[str, bytes]:
     """The contents of the output files, by suffix.
 
     Args:
-        png_unit: see ``depth_codes``.
+        png_unit, span: see ``depth_codes``.
         prune: see ``depth_edges``.
         about: further entries of the description.
     """
     values = prediction.values
-    codes, scale, offset = depth_codes(prediction, png_unit)
+    codes, scale, offset = depth_codes(prediction, png_unit, span)
     files: dict[str, bytes] = {}
     if "depth" in products:
         files[SUFFIXES["depth"]] = _png(codes)
@@ -158,22 +163,22 @@ def render(
 
 
 def depth_codes(
-    prediction: Prediction, unit: PngUnit
+    prediction: Prediction, unit: PngUnit, span: tuple[float, float] | None = None
 ) -> tuple[UInt16[np.ndarray, "h w"], float, float]:
     """16-bit codes of a prediction, and the scale and offset that undo them.
 
     Depth is coded in mm or cm, from 1 to 65535: what is nearer or farther saturates (beyond
     65.535 m in mm), and 0, which most programs take for unknown, does not occur. Inverse depth,
     of a relative network always, and depth up to scale and shift are spread over the whole range,
-    their smallest value at 0.
+    their smallest value at 0, or from the lower to the upper end of ``span``.
     """
     if _codes_depth(prediction, unit):
         scale, offset, first = METRES_PER_CODE[unit], 0.0, 1
         values = prediction.values
     else:
         values = prediction.field
-        offset, first = float(values.min()), 0
-        scale = (float(values.max()) - offset) / LAST_CODE or 1.0
+        offset, high = span or (float(values.min()), float(values.max()))
+        scale, first = (high - offset) / LAST_CODE or 1.0, 0
     codes = values.astype(np.float64)  # in place from here: it may be large
     codes -= offset
     codes /= scale
@@ -181,10 +186,13 @@ def depth_codes(
     return codes.clip(first, LAST_CODE, out=codes).astype(np.uint16), scale, offset
 
 
-def saturated_pixels(prediction: Prediction, unit: PngUnit) -> int:
-    """How many pixels are too far for the codes of ``depth_codes``."""
+def saturated_pixels(
+    prediction: Prediction, unit: PngUnit, span: tuple[float, float] | None = None
+) -> int:
+    """How many pixels are too far for the codes of ``depth_codes``, or outside of ``span``."""
     if not _codes_depth(prediction, unit):
-        return 0
+        low, high = span or (-np.inf, np.inf)
+        return int(((prediction.field < low) | (prediction.field > high)).sum())
     return int((prediction.values > (LAST_CODE + 0.5) * METRES_PER_CODE[unit]).sum())
 
 
@@ -193,19 +201,45 @@ def _codes_depth(prediction: Prediction, unit: PngUnit) -> bool:
     return prediction.kind == "metric" and unit != "inverse"
 
 
-def colour_field(field: Float32[np.ndarray, "h w"], kind: Kind) -> UInt8[np.ndarray, "h w 3"]:
-    """Near is warm, far is cold, between the 2nd and the 98th percentile; inverse depth 0 is sky.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColourScale:
+    """What the colours of one or several fields stand for: near is warm, far is cold.
 
-    Depth up to scale and shift is coloured as if its nearest value were 1 and its farthest 5.
+    Attributes:
+        kind: of the fields. Depth up to scale and shift is coloured as if the nearest value of
+            ``span`` were 1 and the farthest 5.
+        span: the smallest and the largest value of the fields it is made for.
+        limits: the depths at the two ends: their 2nd and 98th percentile; see ``depth_limits``.
     """
-    if kind == "affine":
-        low, high = float(field.min()), float(field.max())
-        depth = 1 + 4 * (field - low) / max(high - low, 1e-12)
-    else:
+
+    kind: Kind
+    span: tuple[float, float]
+    limits: tuple[float, float] = (1.0, 10.0)
+
+    @classmethod
+    def of(cls, fields: Sequence[Float32[np.ndarray, "h w"]], kind: Kind) -> "ColourScale":
+        """One scale for fields of one size."""
+        whole = np.concatenate(fields)
+        scale = cls(kind=kind, span=(float(whole.min()), float(whole.max())))
+        depth = scale.depth(whole)
+        return replace(scale, limits=depth_limits(depth, np.isfinite(depth)))
+
+    def depth(self, field: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+        """The depth that is coloured; inverse depth 0 is +inf, sky."""
+        if self.kind == "affine":
+            low, high = self.span
+            return 1 + 4 * (field.clip(low, high) - low) / max(high - low, 1e-12)
         with np.errstate(divide="ignore", over="ignore"):
-            depth = 1 / field
-    low, high = depth_limits(depth, np.isfinite(depth))
-    return colour_depth(depth, low_m=low, high_m=high)
+            return 1 / field
+
+    def colours(self, field: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+        low_m, high_m = self.limits
+        return colour_depth(self.depth(field), low_m=low_m, high_m=high_m)
+
+
+def colour_field(field: Float32[np.ndarray, "h w"], kind: Kind) -> UInt8[np.ndarray, "h w 3"]:
+    """A field in the colours of its own scale."""
+    return ColourScale.of([field], kind).colours(field)
 
 
 def side_by_side(

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -51,9 +52,11 @@ from flatdepth.predict.inputs import (
     open_photo,
 )
 from flatdepth.predict.outputs import (
+    FRAMES_SUFFIX,
     LAST_CODE,
     METRES_PER_CODE,
     SUFFIXES,
+    VIDEO_SUFFIXES,
     Camera,
     PngUnit,
     Prediction,
@@ -109,6 +112,7 @@ class PredictOptions:
             as in its training, else the one nearest to 518.
         batch: most images, or tiles of one image, that the network is given at once.
         tiles: refine the prediction with tiles of ``size`` pixels at the input's own resolution.
+        steady: take the flicker out of videos; see ``steady.Steadier``.
         png_unit: what the codes of a metric depth PNG stand for.
         intrinsics: fx, fy, cx, cy in pixels of the inputs, cx and cy for pixel centres at
             integers, as flatdepth pack takes them.
@@ -128,6 +132,7 @@ class PredictOptions:
     size: int | None = None
     batch: int = 4
     tiles: bool = False
+    steady: bool = False
     png_unit: PngUnit = "mm"
     intrinsics: tuple[float, float, float, float] | None = None
     fov_deg: float | None = None
@@ -339,6 +344,21 @@ def doubt(field: Float32[np.ndarray, "h w"], kind: Kind, reach_m: float) -> str 
     )
 
 
+def doubts(
+    model: DepthModel,
+    field: Float32[np.ndarray, "h w"],
+    camera: Camera,
+    options: PredictOptions,
+) -> list[str]:
+    """What speaks against a prediction and its camera, as clauses."""
+    height, width = field.shape
+    crop = off_centre(camera.K_px, height, width) if "ply" in options.write else None
+    reach_m = model.reach_m(camera.focal_px * input_of(model, options).focal_scale(height, width))
+    assumed = model.needs_focal and camera.is_assumed
+    guess = f"{camera.origin}; its metres are wrong by as much" if assumed else None
+    return [clause for clause in (doubt(field, model.kind, reach_m), crop, guess) if clause]
+
+
 # The files.
 
 
@@ -375,21 +395,34 @@ class Summary:
 
 
 def plan_inputs(arguments: Sequence[str], out: Path, options: PredictOptions) -> list[Input]:
-    """The inputs, once it is sure that their outputs may be written below ``out``.
+    """Pictures and videos, once it is sure that their outputs may be written below ``out``.
 
     Args:
         arguments: files, folders and glob patterns, see ``find_inputs``.
 
     Raises:
-        UserError: an argument names nothing, an output exists, or ``out`` cannot be made.
+        UserError: an argument names nothing, an output exists, the frames of a video and another
+            input would be written into one folder, or ``out`` cannot be made.
     """
-    inputs = find_inputs(arguments, out)
+    inputs = find_inputs(arguments, out, videos=True)
+    folders = {Path(item.name).parent: item for item in inputs}
+    for item in inputs:
+        if item.is_video and (other := folders.get(Path(item.name + FRAMES_SUFFIX))):
+            raise UserError(
+                f"{item.path} and {other.path}: outputs of both would lie in "
+                f"{item.name}{FRAMES_SUFFIX}; predict on one of them with another --out"
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(out, error) from error
     suffixes = output_suffixes(options.write)
-    targets = (out / (item.name + suffix) for item in inputs for suffix in suffixes)
+    of_videos = [VIDEO_SUFFIXES.get(product, FRAMES_SUFFIX) for product in options.write]
+    targets = (
+        out / (item.name + suffix)
+        for item in inputs
+        for suffix in (dict.fromkeys(of_videos) if item.is_video else suffixes)
+    )
     # Not Path.exists, which raises where a name is too long for an output.
     existing = [] if options.overwrite else [one for one in targets if os.path.lexists(one)]
     if existing:
@@ -422,12 +455,7 @@ def predict_files(
         UserError: point clouds are wanted from a relative network, the outputs cannot be written,
             or memory is full.
     """
-    if "ply" in options.write and model.kind != "metric":
-        raise UserError(
-            "--write ply: the unknown shift of relative depth bends every surface; take metric "
-            "weights for point clouds"
-        )
-    expect_room(options.batch, min(input_of(model, options).size), device)
+    expect_fit(model, options, device)
     written: list[Written] = []
     skipped: list[Skipped] = []
 
@@ -458,32 +486,53 @@ def predict_files(
         saturated = saturated_pixels(result.prediction, options.png_unit) if in_png else 0
         return Written(result.source, saturated)
 
+    with (
+        troubles_named(out, device),
+        warnings.catch_warnings(),
+        Progress(len(inputs), "image") as progress,
+    ):
+        # Of damaged metadata, which do not matter here.
+        warnings.filterwarnings("ignore", module=r"PIL|pillow_heif")
+        large: list[Input] = []
+        for lane, threads in ((inputs, _THREADS), (large, 1)):
+            predicted = _predicted(
+                model,
+                lane,
+                options if threads > 1 else replace(options, batch=1),
+                device,
+                threads=threads,
+                say_doubt=None if written else progress.say,
+            )
+            for result in in_order(write, predicted, threads=threads, ahead=threads):
+                if isinstance(result, _Postponed):
+                    large.append(result.source)
+                    continue
+                if isinstance(result, Skipped):
+                    skipped.append(result)
+                    progress.say(str(result))
+                else:
+                    if result.saturated and not any(one.saturated for one in written):
+                        progress.say(_saturation(result, options.png_unit))
+                    written.append(result)
+                progress.step()
+    return Summary(written=written, skipped=skipped, out=out)
+
+
+def expect_fit(model: DepthModel, options: PredictOptions, device: torch.device) -> None:
+    """Raise UserError if the options do not fit the network, or what it needs into memory."""
+    if "ply" in options.write and model.kind != "metric":
+        raise UserError(
+            "--write ply: the unknown shift of relative depth bends every surface; take metric "
+            "weights for point clouds"
+        )
+    expect_room(options.batch, min(input_of(model, options).size), device)
+
+
+@contextmanager
+def troubles_named(out: Path, device: torch.device) -> Iterator[None]:
+    """A lack of memory, and of a place below ``out`` to write to, become a UserError."""
     try:
-        with warnings.catch_warnings(), _Progress(len(inputs)) as progress:
-            # Of damaged metadata, which do not matter here.
-            warnings.filterwarnings("ignore", module=r"PIL|pillow_heif")
-            large: list[Input] = []
-            for lane, threads in ((inputs, _THREADS), (large, 1)):
-                predicted = _predicted(
-                    model,
-                    lane,
-                    options if threads > 1 else replace(options, batch=1),
-                    device,
-                    threads=threads,
-                    say_doubt=None if written else progress.say,
-                )
-                for result in in_order(write, predicted, threads=threads, ahead=threads):
-                    if isinstance(result, _Postponed):
-                        large.append(result.source)
-                        continue
-                    if isinstance(result, Skipped):
-                        skipped.append(result)
-                        progress.say(str(result))
-                    else:
-                        if result.saturated and not any(one.saturated for one in written):
-                            progress.say(_saturation(result, options.png_unit))
-                        written.append(result)
-                    progress.step()
+        yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -491,7 +540,6 @@ def predict_files(
         raise UserError(f"memory is full; lower --batch or --size{fix}") from error
     except OSError as error:
         raise _unwritable(out, error) from error
-    return Summary(written=written, skipped=skipped, out=out)
 
 
 def _unwritable(out: Path, error: OSError) -> UserError:
@@ -581,12 +629,7 @@ def _predicted(
                 yield Skipped(one.source, error.detail)
                 continue
             if say_doubt is not None:
-                height, width = one.image.shape[:2]
-                crop = camera and off_centre(camera.K_px, height, width)
-                reach_m = model.reach_m(one.camera.focal_px * way.focal_scale(height, width))
-                assumed = model.needs_focal and one.camera.is_assumed
-                guess = f"{one.camera.origin}; its metres are wrong by as much" if assumed else None
-                for trouble in filter(None, (doubt(field, model.kind, reach_m), crop, guess)):
+                for trouble in doubts(model, field, one.camera, options):
                     say_doubt(f"warning: {printable(one.source.path)}: {trouble}")
             say_doubt = None
             yield _Predicted(source=one.source, prediction=prediction, network=one.network)
@@ -650,14 +693,20 @@ def _batches(
     yield from waiting.values()
 
 
-class _Progress:
-    """A bar on a terminal, a line every few seconds elsewhere; messages that do not break it."""
+class Progress:
+    """A bar on a terminal, a line every few seconds elsewhere; messages that do not break it.
 
-    def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
-        self._total, self._done, self._printed = total, 0, time.monotonic()
+    Args:
+        total: how many there are, or None if that is not known.
+        unit: of what, in the singular.
+    """
 
-    def __enter__(self) -> "_Progress":
+    def __init__(self, total: int | None, unit: str) -> None:
+        self._bar = tqdm(total=total, unit=unit, disable=not sys.stderr.isatty())
+        self._total, self._unit, self._done = total, unit, 0
+        self._began = self._printed = time.monotonic()
+
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(
@@ -674,6 +723,11 @@ class _Progress:
     def step(self) -> None:
         self._done += 1
         self._bar.update()
-        if self._bar.disable and time.monotonic() - self._printed >= _SECONDS_PER_LINE:
-            self._printed = time.monotonic()
-            self.say(f"{self._done} of {self._total} images")
+        now = time.monotonic()
+        if self._bar.disable and now - self._printed >= _SECONDS_PER_LINE:
+            self._printed = now
+            of, left = "", ""
+            if self._total is not None and self._total >= self._done:
+                seconds = (now - self._began) * (self._total / self._done - 1)
+                of, left = f" of {self._total}", f", {tqdm.format_interval(seconds)} left"
+            self.say(f"{self._done}{of} {self._unit}s{left}")
