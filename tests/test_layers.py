@@ -9,7 +9,7 @@ PACKAGE = REPOSITORY / "flatdepth"
 
 LAYERS = (
     "types errors geometry resources untrusted",
-    "cli config",
+    "cli config hub",
     "rooms",
     "augment",
     "show",

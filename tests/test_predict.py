@@ -24,7 +24,14 @@ from flatdepth.models.checkpoint import save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.models.network import Kind
 from flatdepth.models.preprocessing import PREPROCESSING, Preprocessing, preprocessing
-from flatdepth.predict.outputs import QUANTITIES, PngUnit, Prediction, colour_field, depth_codes
+from flatdepth.predict.outputs import (
+    QUANTITIES,
+    SUFFIXES,
+    PngUnit,
+    Prediction,
+    colour_field,
+    depth_codes,
+)
 from flatdepth.predict.predictor import (
     PredictOptions,
     Summary,
@@ -129,7 +136,7 @@ def test_any_size_and_aspect_comes_out_as_it_went_in(
 ) -> None:
     photo(tmp_path / "in" / "a.png", *shape)
     out = tmp_path / "out"
-    summary = run(tmp_path / "in", out, write=("depth", "npy", "colour", "side", "ply"))
+    summary = run(tmp_path / "in", out, write=tuple(SUFFIXES))
     assert not summary.skipped
     height, width = shape
     assert np.load(out / "a_depth.npy").shape == shape
@@ -535,9 +542,9 @@ def test_nothing_of_the_metadata_travels_along(tmp_path: Path) -> None:
         xmp=b"<x>SECRET</x>",
     )
     out = tmp_path / "out"
-    run(tmp_path / "in", out, write=("depth", "npy", "colour", "side", "ply"))
+    run(tmp_path / "in", out, write=tuple(SUFFIXES))
     files = list(out.iterdir())
-    assert len(files) == 6
+    assert len(files) == 7
     for path in files:
         content = path.read_bytes()
         assert b"SECRET" not in content and b"Exif" not in content, path.name
@@ -613,11 +620,13 @@ def test_large_pictures_come_last_and_one_at_a_time(
     assert [shape[0] for shape in model.seen] == [3, 1, 1, 1]
 
 
-@pytest.mark.parametrize("kind", ["relative", "affine"])
-def test_point_clouds_need_metric_depth(tmp_path: Path, kind: Kind) -> None:
+@pytest.mark.parametrize(("kind", "product"), [("relative", "ply"), ("affine", "glb")])
+def test_point_clouds_and_meshes_need_metric_depth(
+    tmp_path: Path, kind: Kind, product: str
+) -> None:
     photo(tmp_path / "in" / "a.png")
-    with pytest.raises(UserError, match="take metric weights for point clouds"):
-        run(tmp_path / "in", tmp_path / "o", Stub(brightness_as_depth, kind), write=("ply",))
+    with pytest.raises(UserError, match=f"--write {product}: .* take metric weights for point"):
+        run(tmp_path / "in", tmp_path / "o", Stub(brightness_as_depth, kind), write=(product,))
 
 
 def test_colours_of_depth_up_to_scale_and_shift_do_not_depend_on_either() -> None:
@@ -695,7 +704,7 @@ def test_the_command_from_weights_to_files(
         "--out",
         out,
         "--write",
-        "depth,ply",
+        "depth,ply,glb",
         "--intrinsics=20,20,14,10",
         tmp_path / "b.png",
     )
@@ -703,7 +712,7 @@ def test_the_command_from_weights_to_files(
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.*")} == {
         f"{name}_{product}"
         for name in ("in/a", "b")
-        for product in ("depth.png", "depth.json", "points.ply")
+        for product in ("depth.png", "depth.json", "points.ply", "mesh.glb")
     }
     assert "loaded 155 of 155 tensors" in errors
 

@@ -1,4 +1,4 @@
-"""Look into weight files, convert, compare, blend, calibrate and check them.
+"""Look into weight files, convert, compare, blend, calibrate, check and publish them.
 
 flatdepth checkpoint info FILE [--keys]
 flatdepth checkpoint export FILE OUT [--half] [--quantise dynamic --pictures PICTURES]
@@ -6,6 +6,7 @@ flatdepth checkpoint diff A B [--out diff.png] [--json diff.json] [--tensors]
 flatdepth checkpoint blend A B --alpha 0.5 OUT
 flatdepth checkpoint calibrate FILE --data SHARDS --out NEW.safetensors
 flatdepth checkpoint verify FILE [OTHER]
+flatdepth checkpoint push FILE OWNER/NAME [--yes]
 
 A FILE is a .safetensors, .pth, .pt, .ckpt or .bin, its folder, or a Hugging Face Hub id.
 An OUT is NAME.pth, NAME.safetensors, or a folder for Hugging Face transformers (of Marigold:
@@ -26,7 +27,7 @@ from flatdepth.config import MAX_DEPTH_M
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.judge.protocol import PROTOCOLS
 from flatdepth.models.calibration import FORMS
-from flatdepth.models.card import provenance, read_run
+from flatdepth.models.card import provenance, record_of
 from flatdepth.models.checkpoint import (
     CALIBRATION,
     LoadReport,
@@ -154,6 +155,32 @@ def command_line() -> Parser:
         help="largest difference (default: %(default)s)",
     )
     _add_kind(sub)
+
+    sub = commands.add_parser(
+        "push", help="show what would go to the Hugging Face Hub; with --yes, send it"
+    )
+    sub.set_defaults(function=_push)
+    sub.add_argument("file", metavar="FILE", help="weight file, or a folder that export wrote")
+    sub.add_argument("repo", metavar="OWNER/NAME", help="repository, made if there is none")
+    sub.add_argument("--run", type=Path, metavar="RUN", help="run directory, as for export")
+    sub.add_argument(
+        "--eval",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="figures for the card, from flatdepth evaluate --out",
+    )
+    sub.add_argument(
+        "--licence",
+        type=str.lower,
+        metavar="ID",
+        help="the Hub's identifier, such as cc-by-nc-4.0 (default: that of the base weights)",
+    )
+    sub.add_argument("--pth", action="store_true", help="send the pickled .pth too")
+    sub.add_argument("--private", action="store_true", help="for the owner's eyes only")
+    sub.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    sub.add_argument("--yes", action="store_true", help="send it")
     return parser
 
 
@@ -209,7 +236,7 @@ def _export_graph(
                 "--quantise: expected NAME.onnx, no --half, and --pictures to measure its error on"
             )
         precision = "int8"
-    extra |= provenance(describe(model), None if run is None else read_run(run))
+    extra |= provenance(describe(model), record_of(run, extra))
     pictures = _pictures(model, arguments.pictures, target.parent)
     found = export_graph(
         model,
@@ -332,6 +359,31 @@ def _verify(arguments: argparse.Namespace) -> int:
         verdict = "equal" if difference <= arguments.tolerance else "NOT equal"
         print(f"{verdict} to {name}: largest difference {difference:.3g} {model.units}")
     return int(not all(difference <= arguments.tolerance for difference in found.values()))
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from flatdepth.hub import NOT_SENT, send
+    from flatdepth.judge.tables import read_json
+    from flatdepth.models.card import evaluation_results
+    from flatdepth.models.publish import weights_upload
+
+    weights = read_weights(arguments.file)
+    measured = [
+        result
+        for path in arguments.eval
+        for result in evaluation_results(read_json(path), weights.path)
+    ]
+    upload = weights_upload(
+        weights,
+        arguments.repo,
+        run=arguments.run or _run_of(Path(arguments.file)),
+        licence=arguments.licence,
+        measured=measured,
+        pickled=arguments.pth,
+        private=arguments.private,
+    )
+    print(upload)
+    print(send(upload, overwrite=arguments.overwrite) if arguments.yes else NOT_SENT)
 
 
 def _open(source: str, arguments: argparse.Namespace) -> tuple[DepthNetwork, LoadReport]:

@@ -25,6 +25,7 @@ Look after shard sets:
   verify    check every byte of a set
   ls        list the sets at and below a directory
   export    write a set as plain image, 16-bit PNG depth and camera files
+  push      show what would go to the Hugging Face Hub; with --yes, send it
 
 Example:
   flatdepth pack hypersim --raw /data/hypersim --out shards/hypersim
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
         print(as_called("pack", OVERVIEW.format(readers=rows)))
         return 0
     command, arguments = argv[0], argv[1:]
-    commands = {"merge": _merge, "verify": _verify, "ls": _ls, "export": _export}
+    commands = {"merge": _merge, "verify": _verify, "ls": _ls, "export": _export, "push": _push}
     if command in (*READERS, PHOTOS):
         return _pack(command, arguments)
     if command in commands:
@@ -148,6 +149,27 @@ def _export(argv: list[str]) -> int:
     )
     options: Namespace = parser.parse_args(argv)
     print(pack.export(options.dir, options.out, options.codes_per_metre))
+    return 0
+
+
+def _push(argv: list[str]) -> int:
+    from flatdepth.data.publish import shard_upload
+    from flatdepth.hub import NOT_SENT, send
+
+    parser = _parser("push", "Show what would go to the Hugging Face Hub; with --yes, send it.")
+    parser.add_argument("dir", type=str, help="Directory of the set.")
+    parser.add_argument("repo", type=str, help="OWNER/NAME; made if there is none.")
+    parser.add_argument(
+        "--licence", type=str, required=True, help="The Hub's identifier, such as cc-by-4.0."
+    )
+    parser.add_argument("--private", action="store_true", help="For the owner's eyes only.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace files that are there.")
+    parser.add_argument("--yes", action="store_true", help="Send it.")
+    options = parser.parse_args(argv)
+    licence = options.licence.lower()
+    upload = shard_upload(options.dir, options.repo, licence=licence, private=options.private)
+    print(upload)
+    print(send(upload, overwrite=options.overwrite) if options.yes else NOT_SENT)
     return 0
 
 

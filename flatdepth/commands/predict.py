@@ -11,7 +11,9 @@ Writes below DIR, named after the inputs and in their folders:
   side    NAME_side.png    the image beside its depth
   ply     NAME_points.ply  point cloud in metres (metric only), x right, y up, z towards the viewer:
                            upright in MeshLab and CloudCompare (turn y and z round for OpenCV)
-  and NAME_depth.json, which says what the values mean, with depth, npy and ply.
+  glb     NAME_mesh.glb    the picture as a surface in the same axes (metric only), for browsers,
+                           Blender and phones
+  and NAME_depth.json, which says what the values mean, with depth, npy, ply and glb.
 Of a video (extra video) colour and side are one NAME_colour.mp4 and NAME_side.mp4; the others lie
 in NAME_frames, a file per frame: 000000_depth.png and so on, its time in 000000_depth.json.
 
@@ -105,10 +107,10 @@ def parser() -> Parser:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the outputs")
     add(
         "--write",
-        type=names("depth", "npy", "colour", "side", "ply"),
+        type=names("depth", "npy", "colour", "side", "ply", "glb"),
         default="depth,colour,side",
         metavar="LIST",
-        help="what to write: depth, npy, colour, side, ply (default: depth,colour,side)",
+        help="what to write: depth, npy, colour, side, ply, glb (default: depth,colour,side)",
     )
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add(
@@ -143,7 +145,7 @@ def parser() -> Parser:
         action="store_true",
         help="leave out what flatdepth checkpoint calibrate has put into the weights",
     )
-    depth = result.add_argument_group("depth PNG and point cloud").add_argument
+    depth = result.add_argument_group("depth PNG, point cloud and mesh").add_argument
     depth(
         "--png_unit",
         choices=("mm", "cm", "inverse"),

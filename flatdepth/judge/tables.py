@@ -278,6 +278,18 @@ def _is_ours(path: Path) -> bool:
     return isinstance(document, dict) and document.get("kind") == KIND
 
 
+def read_json(path: Path) -> Mapping[str, Any]:
+    """An evaluation that ``write_json`` wrote.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not _is_ours(path):
+        raise UserError(f"{path}: expected an evaluation, which flatdepth evaluate --out writes")
+    document: Mapping[str, Any] = parse_json(path.read_bytes())
+    return document
+
+
 def write_json(document: Mapping[str, Any], path: Path) -> None:
     """Write an evaluation, whole or not at all."""
     write_atomic(path, json.dumps(document, allow_nan=False).encode())

@@ -7,7 +7,7 @@ are made to be published.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,11 @@ _REGIONS = {
     "background": "background of pasted images",
     "clean": "clean images",
 }
+_KEEPING = {
+    "cc-by-nc-4.0": ("cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
+    "openrail++": ("openrail++",),
+}
+"""Base's licence -> those that keep its restrictions; the others restrict no derived weights."""
 _METRICS = {name: METRICS[name].label for name in ("abs_rel", "delta1")}
 _TEMPLATES = Environment(
     loader=PackageLoader("flatdepth.models"),
@@ -110,27 +115,55 @@ def write_model_card(weights: Path, run: Path) -> Path:
     return card
 
 
+def record_of(run: Path | None, metadata: Mapping[str, str]) -> RunRecord | None:
+    """``read_run`` of the run directory of weights, if it is known.
+
+    Raises:
+        UserError: as ``read_run``, or the weights say that they are of another run.
+    """
+    if run is None:
+        return None
+    record = read_run(run)
+    if metadata.get("run", record.config["name"]) != record.config["name"]:
+        raise UserError(
+            f"{run} is the run {record.config['name']}, the weights come from the run "
+            f"{metadata['run']}; give that run's directory"
+        )
+    return record
+
+
 def model_card(
-    name: str, metadata: Mapping[str, str], *, run: RunRecord | None, layout: Layout
+    name: str,
+    metadata: Mapping[str, str],
+    *,
+    run: RunRecord | None,
+    layout: Layout,
+    licence: str | None = None,
+    measured: Sequence[EvalResult] = (),
 ) -> str:
     """The card as Markdown with the header that the Hugging Face Hub reads.
 
     Args:
-        name: the file's stem or the folder's name.
+        name: the file's stem or the folder's name, on the hub after the repository's.
         metadata: encoder, kind, units, version and so on, as ``describe`` gives it.
         run: where recipe and figures come from; without one the card says that there are none.
         layout: which way of loading it shows.
+        licence: the hub's identifier, where it is chosen (``checked_licence``).
+        measured: further figures for the ``model-index``.
     """
     metadata = {**metadata, "network": network_of(metadata)}
     if recorded := calibration_of(metadata):
         metadata[CALIBRATION] = f"{'' if recorded.is_applied else 'not applied, '}{recorded}"
     published = network_class(metadata["network"]).licence(metadata["encoder"])
-    identifier, licence = _licence(published, run)
+    identifier, reason = _licence(published, run)
+    if licence is not None and licence != identifier:
+        identifier, reason = licence, f"{licence}, as chosen by the publisher. {reason}"
     after = _evaluation(metadata, run)
     before = run.metrics["evaluations"][0] if run and after else None
-    title = f"{run.config['name']}, {name}" if run and name in ("final", "best") else name
+    stem = name.rpartition("/")[2]
+    title = f"{run.config['name']}, {stem}" if run and stem in ("final", "best") else stem
     base = (run.config["model"]["checkpoint"] if run else None) or ""
-    results = _results(run, after) if run and after else None
+    results = [*(_results(run, after) if run and after else ()), *measured] or None
     header = ModelCardData(
         license=identifier,
         pipeline_tag="depth-estimation",
@@ -156,8 +189,9 @@ def model_card(
         after=after,
         regions=_REGIONS,
         metrics=_METRICS,
+        measured=measured,
         number=_number,
-        licence=licence,
+        licence=reason,
     )
     return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}\n"))
 
@@ -187,7 +221,9 @@ def _evaluation(metadata: Mapping[str, str], run: RunRecord | None) -> Mapping[s
 def _results(run: RunRecord, evaluation: Mapping[str, Any]) -> list[EvalResult]:
     """The figures for the ``model-index``: the region is the data set's config."""
     data = run.config["data"]
-    names = [_public(path) for path in data["val"] or [entry["path"] for entry in data["train"]]]
+    names = [
+        public_path(path) for path in data["val"] or [entry["path"] for entry in data["train"]]
+    ]
     return [
         EvalResult(
             task_type="depth-estimation",
@@ -205,6 +241,42 @@ def _results(run: RunRecord, evaluation: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
+def evaluation_results(evaluation: Mapping[str, Any], checkpoint: Path) -> list[EvalResult]:
+    """What ``flatdepth evaluate`` found for a weight file, for the ``model-index``.
+
+    Args:
+        evaluation: the JSON that it wrote.
+        checkpoint: the file, which the evaluation names, or else the folder that holds it.
+
+    Raises:
+        UserError: it is of other weights.
+    """
+    contenders = evaluation["contenders"]
+    places = (checkpoint.resolve(), checkpoint.resolve().parent)
+    own = [c for c in contenders if Path(c["checkpoint"]).resolve() in places]
+    if not own:
+        others = ", ".join(sorted({c["checkpoint"] for c in contenders}))
+        raise UserError(f"the evaluation is of {others}, not of {checkpoint}; evaluate that")
+    return [
+        EvalResult(
+            task_type="depth-estimation",
+            dataset_type=domain["name"],
+            dataset_name=domain["name"],
+            dataset_config=region,
+            dataset_split=evaluation["part"],
+            metric_type=metric,
+            metric_name=f"{label} on {words}, alignment {contender['alignment']}",
+            metric_value=figure["value"],
+            metric_args={"protocol": evaluation["protocol"]["name"]},
+        )
+        for domain in evaluation["datasets"]
+        for contender in own
+        for region, words in _REGIONS.items()
+        for metric, label in _METRICS.items()
+        if (figure := domain["tables"][contender["label"]].get(region, {}).get(metric))
+    ]
+
+
 def _recipe(run: RunRecord) -> dict[str, Any]:
     """What the text says of a run."""
     config, data, metrics = run.config, run.config["data"], run.metrics
@@ -215,7 +287,7 @@ def _recipe(run: RunRecord) -> dict[str, Any]:
         "train": _paths(entry["path"] for entry in data["train"]),
         "art": _paths(data["art"]),
         "val": _paths(data["val"]) or "scenes held out of the training sets",
-        "start": f"`{_public(start)}`" if start else "random weights",
+        "start": f"`{public_path(start)}`" if start else "random weights",
         "settings": [(group, _listed(values)) for group, values in shown.items()],
         "protocol": metrics["protocol"],
         "device": metrics.get("device", "an unknown device"),
@@ -236,7 +308,7 @@ def _listed(values: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     match value:
         case str():
-            return _public(value)
+            return public_path(value)
         case bool() | None:
             return json.dumps(value)
         case int() | float():
@@ -258,7 +330,7 @@ def provenance(metadata: Mapping[str, str], run: RunRecord | None) -> dict[str, 
     published = network_class(metadata["network"]).licence(metadata["encoder"])
     said = {"licence": _licence(published, run)[0]}
     if run is not None:
-        names = (_public(entry["path"]) for entry in run.config["data"]["train"])
+        names = (public_path(entry["path"]) for entry in run.config["data"]["train"])
         said |= {"trained_on": ", ".join(names), "pasted": _listed(run.config.get("paste", {}))}
     return said
 
@@ -271,11 +343,37 @@ def _licence(published: tuple[str, str] | None, run: RunRecord | None) -> tuple[
     return published
 
 
+def checked_licence(
+    given: str | None, network: str, encoder: str | None, run: RunRecord | None
+) -> str | None:
+    """The identifier on the hub that weights may carry; None for that of what they derive from.
+
+    Raises:
+        UserError: none is given and that of the base is not known, or one that permits what the
+            base's does not.
+    """
+    if run is not None and run.config["model"]["checkpoint"] is None:
+        return given
+    published = network_class(network).licence(encoder) if encoder else None
+    if published is None and given is None:
+        raise UserError(
+            "what these weights were trained from has no licence that is known here; give theirs "
+            "with --licence, such as apache-2.0"
+        )
+    base = published[0] if published else ""
+    if given is not None and given not in _KEEPING.get(base, (given,)):
+        raise UserError(
+            f"--licence {given} permits what {base} of the base weights does not; expected "
+            f"{' or '.join(_KEEPING[base])}"
+        )
+    return given
+
+
 def _paths(paths: Iterable[str]) -> str:
-    return ", ".join(f"`{_public(path)}`" for path in paths)
+    return ", ".join(f"`{public_path(path)}`" for path in paths)
 
 
-def _public(path: str) -> str:
+def public_path(path: str) -> str:
     """A hub id of the official weights as it is; of any other path the last part."""
     return (
         path if path.startswith(_OFFICIAL) else path.rstrip("/\\").replace("\\", "/").split("/")[-1]

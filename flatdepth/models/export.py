@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flatdepth.config import NETWORKS
 from flatdepth.errors import UserError
-from flatdepth.models.card import Layout, model_card, read_run
+from flatdepth.models.card import Layout, model_card, record_of
 from flatdepth.models.checkpoint import (
     describe,
     open_model,
@@ -87,12 +87,7 @@ def export_weights(
             f"hub, found a name that ends in {target.suffix}"
         )
     state = plain_state(model)
-    record = None if run is None else read_run(run)
-    if record is not None and metadata.get("run", record.config["name"]) != record.config["name"]:
-        raise UserError(
-            f"{run} is the run {record.config['name']}, the weights come from the run "
-            f"{metadata['run']}; give that run's directory"
-        )
+    record = record_of(run, metadata)
     if target.suffix in (".pth", ".safetensors"):
         card = model_card(target.stem, metadata, run=record, layout="files")
         _write_files(_file_writers(target, state, metadata, card), overwrite)

@@ -1,4 +1,4 @@
-"""A prediction as files: 16-bit PNG, npy, colours, side by side, point cloud, description.
+"""A prediction as files: 16-bit PNG, npy, colours, side by side, point cloud, mesh, description.
 
 Everything is made from arrays, so nothing of the input's metadata can travel along.
 """
@@ -15,10 +15,11 @@ from PIL import Image
 
 import flatdepth
 from flatdepth.models.network import Kind
+from flatdepth.predict.glb import glb_bytes
 from flatdepth.predict.pointcloud import depth_edges, ply_bytes, unproject
 from flatdepth.show.pictures import colour_depth, depth_limits
 
-Product: TypeAlias = Literal["depth", "npy", "colour", "side", "ply"]
+Product: TypeAlias = Literal["depth", "npy", "colour", "side", "ply", "glb"]
 PngUnit: TypeAlias = Literal["mm", "cm", "inverse"]
 
 SUFFIXES: Mapping[str, str] = {
@@ -27,9 +28,12 @@ SUFFIXES: Mapping[str, str] = {
     "colour": "_colour.png",
     "side": "_side.png",
     "ply": "_points.ply",
+    "glb": "_mesh.glb",
 }
+SPATIAL: frozenset[Product] = frozenset({"ply", "glb"})
+"""Products that need metres and a camera."""
 DESCRIPTION_SUFFIX = "_depth.json"
-"""Says what the values of ``depth``, ``npy`` and ``ply`` mean; written along with any of them."""
+"""Says what the values of ``depth``, ``npy``, ``ply`` and ``glb`` mean; beside any of them."""
 
 VIDEO_SUFFIXES: Mapping[str, str] = {"colour": "_colour.mp4", "side": "_side.mp4"}
 FRAMES_SUFFIX = "_frames"
@@ -49,7 +53,7 @@ QUANTITIES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Camera:
-    """The pinhole camera of a point cloud.
+    """The pinhole camera of a point cloud or mesh.
 
     Attributes:
         K_px: (3, 3) float64 intrinsics in pixels of the image.
@@ -76,7 +80,7 @@ class Prediction:
         field: (H, W) float32 inverse depth, in 1/m if metric, up to scale and shift if relative;
             depth up to scale and shift if affine.
         kind: of the network.
-        camera: for the point cloud, or None if none is wanted.
+        camera: for point cloud and mesh, or None if neither is wanted.
         blur_px: width in pixels that the network spreads a depth edge over at the least: how much
             its output was enlarged.
     """
@@ -92,10 +96,15 @@ class Prediction:
         """What users are given: depth in metres, or what the others predict as it is."""
         return 1 / self.field if self.kind == "metric" else self.field
 
+    @property
+    def edge_px(self) -> int:
+        """How far from a jump in depth a pixel may be a blend of two surfaces."""
+        return max(1, round(self.blur_px))
+
 
 def is_described(products: tuple[Product, ...]) -> bool:
     """Whether a description belongs to these products: to all that hold depth as numbers."""
-    return not {"depth", "npy", "ply"}.isdisjoint(products)
+    return not {"depth", "npy", *SPATIAL}.isdisjoint(products)
 
 
 def output_suffixes(products: tuple[Product, ...]) -> list[str]:
@@ -135,6 +144,14 @@ def render(
             files[SUFFIXES["side"]] = _png(side_by_side(prediction.image, colours))
     if "ply" in products:
         files[SUFFIXES["ply"]] = _cloud(prediction, prune)
+    if "glb" in products:
+        files[SUFFIXES["glb"]] = glb_bytes(
+            _png(prediction.image),
+            values,
+            _camera(prediction).K_px,
+            ratio=prune,
+            radius=prediction.edge_px,
+        )
     if is_described(products):
         description: dict[str, object] = {
             **about,
@@ -252,17 +269,19 @@ def side_by_side(
 
 
 def _cloud(prediction: Prediction, prune: float) -> bytes:
-    camera = prediction.camera
-    if camera is None:
-        raise ValueError("a point cloud needs a camera")
-    depth_m = prediction.values
-    radius = max(1, round(prediction.blur_px))
-    kept = ~depth_edges(depth_m, ratio=prune, radius=radius)
+    camera, depth_m = _camera(prediction), prediction.values
+    kept = ~depth_edges(depth_m, ratio=prune, radius=prediction.edge_px)
     comments = [
         "flatdepth, metres; x right, y up, z towards the viewer",
         f"camera at the origin, looking along -z; {camera.origin}",
     ]
     return ply_bytes(unproject(depth_m, camera.K_px)[kept], prediction.image[kept], comments)
+
+
+def _camera(prediction: Prediction) -> Camera:
+    if prediction.camera is None:
+        raise ValueError("point clouds and meshes need a camera")
+    return prediction.camera
 
 
 def _camera_entry(camera: Camera) -> dict[str, object]:

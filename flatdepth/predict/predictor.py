@@ -55,6 +55,7 @@ from flatdepth.predict.outputs import (
     FRAMES_SUFFIX,
     LAST_CODE,
     METRES_PER_CODE,
+    SPATIAL,
     SUFFIXES,
     VIDEO_SUFFIXES,
     Camera,
@@ -352,7 +353,8 @@ def doubts(
 ) -> list[str]:
     """What speaks against a prediction and its camera, as clauses."""
     height, width = field.shape
-    crop = off_centre(camera.K_px, height, width) if "ply" in options.write else None
+    spatial = not SPATIAL.isdisjoint(options.write)
+    crop = off_centre(camera.K_px, height, width) if spatial else None
     reach_m = model.reach_m(camera.focal_px * input_of(model, options).focal_scale(height, width))
     assumed = model.needs_focal and camera.is_assumed
     guess = f"{camera.origin}; its metres are wrong by as much" if assumed else None
@@ -452,8 +454,8 @@ def predict_files(
         checkpoint: the name of the weights for the descriptions.
 
     Raises:
-        UserError: point clouds are wanted from a relative network, the outputs cannot be written,
-            or memory is full.
+        UserError: point clouds or meshes are wanted from a relative network, the outputs cannot be
+            written, or memory is full.
     """
     expect_fit(model, options, device)
     written: list[Written] = []
@@ -520,10 +522,11 @@ def predict_files(
 
 def expect_fit(model: DepthModel, options: PredictOptions, device: torch.device) -> None:
     """Raise UserError if the options do not fit the network, or what it needs into memory."""
-    if "ply" in options.write and model.kind != "metric":
+    spatial = SPATIAL.intersection(options.write)
+    if spatial and model.kind != "metric":
         raise UserError(
-            "--write ply: the unknown shift of relative depth bends every surface; take metric "
-            "weights for point clouds"
+            f"--write {','.join(sorted(spatial))}: the unknown shift of relative depth bends every "
+            "surface; take metric weights for point clouds and meshes"
         )
     expect_room(options.batch, min(input_of(model, options).size), device)
 
@@ -622,7 +625,7 @@ def _predicted(
             focals_px = [one.camera.focal_px for one in group]
             maps = predict_field(model, images, way, device, focals_px)
         for one, field in zip(group, maps, strict=True):
-            camera = one.camera if "ply" in options.write else None
+            camera = None if SPATIAL.isdisjoint(options.write) else one.camera
             try:
                 prediction = _prediction(model, one.image, field, camera, one.network, options)
             except BadFrame as error:

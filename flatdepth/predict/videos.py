@@ -20,6 +20,7 @@ from flatdepth.errors import BadFrame, printable
 from flatdepth.predict.inputs import Input, Photo
 from flatdepth.predict.outputs import (
     FRAMES_SUFFIX,
+    SPATIAL,
     VIDEO_SUFFIXES,
     ColourScale,
     Prediction,
@@ -194,7 +195,7 @@ class _Job:
             if self.model.kind != "affine":
                 field = field.clip(0)
             camera = None
-            if "ply" in self.options.write:
+            if not SPATIAL.isdisjoint(self.options.write):
                 camera = choose_camera(None, field.shape[0], field.shape[1], self.options)
             found = replace(found, field=field, camera=camera)
             yield _Frame(number=number, time_s=frame.time_s, prediction=found, gauge=gauge)
