@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 from flatdepth.data.pack import pack
 from flatdepth.data.readers.rooms import PicturesReader, RoomsReader
+from flatdepth.data.shards.read import ShardSet
+from flatdepth.data.shards.write import Output, write_index
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -60,6 +62,18 @@ class TinySets:
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(values))
         return path
+
+
+def edit_index(folder: Path, **changes: object) -> None:
+    """Write the index of a set anew with other values in it."""
+    index = ShardSet.open(folder, check_sizes=False).index
+    write_index(Output(str(folder)), replace(index, **changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is kept of remote sets must not outlive a test."""
+    monkeypatch.setenv("FLATDEPTH_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)

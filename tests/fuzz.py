@@ -49,7 +49,7 @@ from flatdepth.data.readers.lists import ListReader
 from flatdepth.data.readers.nyu import NyuReader
 from flatdepth.data.readers.rooms import RoomsReader
 from flatdepth.data.readers.vkitti2 import VKitti2Reader
-from flatdepth.data.shards import INDEX_NAME
+from flatdepth.data.shards import COLUMNS_NAME, INDEX_NAME
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.shards.write import Sample
 from flatdepth.data.streams import Stream
@@ -200,6 +200,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
     return {
         "shard": _shards(folder / "shard", room, "*.tar"),
         "index": _shards(folder / "index", room, INDEX_NAME),
+        "columns": _shards(folder / "columns", room, COLUMNS_NAME),
         "stream": _stream(folder / "stream", room),
         "record": _records(folder / "record"),
         "checkpoint": _checkpoint(folder / "checkpoint"),

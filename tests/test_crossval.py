@@ -17,7 +17,6 @@ from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.pack import pack
 from flatdepth.data.readers.rooms import RoomsReader
-from flatdepth.data.shards import sign
 from flatdepth.errors import UserError
 from flatdepth.judge import runs as judge_runs
 from flatdepth.judge.crossval import (
@@ -30,7 +29,7 @@ from flatdepth.judge.crossval import (
     spreads,
 )
 from flatdepth.training.loop import train
-from tests.conftest import REPOSITORY, TinySets
+from tests.conftest import REPOSITORY, TinySets, edit_index
 
 SCENES, FRAMES = 5, 15
 
@@ -40,8 +39,7 @@ def more_rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A second set, of another data set and 3 scenes."""
     folder = tmp_path_factory.mktemp("more") / "more"
     pack(RoomsReader(scenes=3, frames_per_scene=1, height=28, width=42), str(folder), workers=1)
-    index = folder / "index.json"
-    index.write_bytes(sign(json.loads(index.read_text()) | {"dataset": "halls"}))
+    edit_index(folder, dataset="halls")
     return folder
 
 

@@ -20,7 +20,6 @@ from flatdepth.cli import run_command
 from flatdepth.commands import checkpoint, evaluate, pack
 from flatdepth.data import pack as packing
 from flatdepth.data.publish import shard_upload, size_category
-from flatdepth.data.shards import Index
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
 from flatdepth.hub import Upload
@@ -28,7 +27,7 @@ from flatdepth.models.card import checked_licence, read_run
 from flatdepth.models.checkpoint import open_model, save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.models.export import export_weights, largest_difference
-from tests.conftest import REPOSITORY, TinySets
+from tests.conftest import REPOSITORY, TinySets, edit_index
 from tests.fake_hub import READER, WRITER, FakeHub
 from tests.test_modelcard import OFFICIAL, write_run
 
@@ -353,14 +352,13 @@ def test_size_categories_are_the_hubs(samples: int, category: str) -> None:
 
 def test_no_absolute_path_of_the_packing_is_published(tiny_sets: TinySets, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_sets.rooms, tmp_path / "copy"))
-    index = Index.from_json((copy / "index.json").read_bytes(), "")
     options = {"file": "/home/someone/lists/train.txt", "image_glob": "*/*.jpg"}
-    changed = Index.from_json(index.to_json(), "")
-    object.__setattr__(changed, "request", {**index.request, "options": options})
-    (copy / "index.json").write_bytes(changed.to_json())
+    request = ShardSet.open(copy).index.request
+    edit_index(copy, request={**request, "options": options})
     upload = shard_upload(copy, "someone/rooms", licence="mit")
-    sent = Index.from_json(bytes(upload.files["index.json"]), "")  # type: ignore[arg-type]
-    assert sent.request["options"] == {"file": "train.txt", "image_glob": "*/*.jpg"}
+    sent = json.loads(bytes(upload.files["index.json"]))  # type: ignore[arg-type]
+    assert sent["request"]["options"] == {"file": "train.txt", "image_glob": "*/*.jpg"}
+    assert upload.files["index.safetensors"] == (copy / "index.safetensors").read_bytes()
     assert b"/home" not in bytes(upload.files["README.md"])  # type: ignore[arg-type]
 
 

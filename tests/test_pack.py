@@ -21,7 +21,7 @@ from flatdepth.cli import run_command
 from flatdepth.commands import pack as tool
 from flatdepth.data.pack import check_frame, export, ls, merge, pack, part_name, verify
 from flatdepth.data.readers.base import Item, Listing
-from flatdepth.data.shards import INDEX_NAME
+from flatdepth.data.shards import COLUMNS_NAME, INDEX_NAME
 from flatdepth.data.shards.codec import decode_frame, depth_metres
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.shards.write import Output
@@ -106,8 +106,9 @@ class TestPack:
         names = {path.name for path in pristine.iterdir()}
         assert names == {
             INDEX_NAME,
+            COLUMNS_NAME,
             "skipped.jsonl",
-            *(f"tiny-{k:06d}.tar" for k in range(len(names) - 2)),
+            *(f"tiny-{k:06d}.tar" for k in range(len(names) - 3)),
         }
 
     def test_what_is_left_out_is_listed(self, pristine: Path) -> None:

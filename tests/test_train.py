@@ -31,7 +31,8 @@ from flatdepth.data.frames import Corpus, open_corpus
 from flatdepth.data.loader import in_order, training_samples
 from flatdepth.data.pack import pack
 from flatdepth.data.readers.rooms import RoomsReader
-from flatdepth.data.shards import sign
+from flatdepth.data.shards.index import Categories
+from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
 from flatdepth.judge.protocol import align_inverse_depth
 from flatdepth.judge.validation import evaluate
@@ -56,7 +57,7 @@ from flatdepth.training.state import (
     update_best,
 )
 from tests import step_probe
-from tests.conftest import REPOSITORY, TinySets
+from tests.conftest import REPOSITORY, TinySets, edit_index
 
 SMALL: dict[str, object] = {"data__height": 28, "data__width": 42}
 """Images as small as the network takes them."""
@@ -984,12 +985,10 @@ def test_loss_weights_follow_regions_and_validity(
 
 def with_parts(tiny_sets: TinySets, folder: Path, parts: Sequence[str]) -> DataConfig:
     """A set whose scenes have the given official parts, to train and to validate on."""
-    index = json.loads((tiny_sets.rooms / "index.json").read_text())
-    scenes = index["samples"]["scene"]
-    numbers = {scene: number for number, scene in enumerate(sorted(set(scenes)))}
-    index["samples"]["split"] = [parts[numbers[scene]] for scene in scenes]
+    scenes = ShardSet.open(tiny_sets.rooms).scenes
+    numbers = {scene: number for number, scene in enumerate(sorted(scenes.names))}
     shutil.copytree(tiny_sets.rooms, folder)
-    (folder / "index.json").write_bytes(sign(index))
+    edit_index(folder, splits=Categories.of(parts[numbers[scene]] for scene in scenes))
     return DataConfig(train=[SetConfig(path=str(tiny_sets.rooms))], val=[str(folder)])
 
 

@@ -92,7 +92,11 @@ def measure_loader(config: TrainConfig, *, samples: int, rounds: int, pace: floa
             found[name].append(_timed(contenders[name](), samples))
     seconds = {name: np.array(values)[:, 0] for name, values in found.items()}
     cpu_seconds = {name: np.array(values)[:, 1] for name, values in found.items()}
-    sizes = {tuple(size) for subset in corpus.train for size in subset.shards.sizes.tolist()}
+    sizes = {
+        tuple(size)
+        for subset in corpus.train
+        for size in np.unique(subset.shards.sizes, axis=0).tolist()
+    }
     return LoaderRates(
         rates={name: _quartiles(samples / values) for name, values in seconds.items()},
         cpu_ms={name: _quartiles(1e3 * values / samples) for name, values in cpu_seconds.items()},

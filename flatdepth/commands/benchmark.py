@@ -4,6 +4,7 @@ flatdepth benchmark paste [--batch 4] [--size 518] [--rounds 20]      the paste 
 flatdepth benchmark memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of a training
 flatdepth benchmark step [--steps 10] [--config FILE]                 stages of its steps
 flatdepth benchmark loader [--samples 128] [--config FILE]            reading and decoding
+flatdepth benchmark index [--samples 1000000]                         opening a large set
 flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
 memory, step and loader take every option of training too, and the quickstart's without any.
@@ -29,13 +30,13 @@ from flatdepth.resources import QUICKSTART, ROOT
 def main(argv: list[str]) -> int:
     """Parse the command line and run one benchmark."""
     chosen, others = options().parse_known_args(argv)
-    if chosen.command in ("paste", "gpu") and others:
+    if chosen.command in ("paste", "index", "gpu") and others:
         own = f"{called('benchmark')} {chosen.command}"
         raise UserError(f"unknown option {others[0]}; see {own} --help")
     if chosen.command == "gpu":
         return run_gpu(chosen)
-    if chosen.command == "paste":
-        figures = run_paste(chosen)
+    if chosen.command in ("paste", "index"):
+        figures = (run_paste if chosen.command == "paste" else run_index)(chosen)
     else:
         arguments = others or [f"--config={QUICKSTART}"]
         config = parse_config(TrainConfig, arguments, prog=called("benchmark"), description=None)
@@ -55,6 +56,7 @@ def options() -> Parser:
         "memory": "GPU memory of a training, measured on CUDA, else simulated",
         "step": "stages of an optimiser step",
         "loader": "the loader against decoding alone and against WebDataset + DataLoader",
+        "index": "opening a made-up set: its index and the corpus of a training (Linux)",
         "gpu": "everything that needs a GPU, the most important first, each in its own process",
     }
     subs = {
@@ -100,6 +102,9 @@ def options() -> Parser:
         type=number(1e-3, 1e6),
         default=4.0,
         help="images/s of the training whose waiting is measured (about ViT-L on a laptop's GPU)",
+    )
+    subs["index"].add_argument(
+        "--samples", type=number(10, 10**8), default=10**6, help="of the set (default: 10^6)"
     )
     gpu = subs["gpu"]
     gpu.add_argument(
@@ -214,3 +219,12 @@ def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, obj
     found = measure_loader(config, samples=chosen.samples, rounds=chosen.rounds, pace=chosen.pace)
     print(loader_text(config, found))
     return asdict(found)
+
+
+def run_index(chosen: argparse.Namespace) -> dict[str, object]:
+    """Opening a large set."""
+    from flatdepth.bench.index import as_figures, measure_openings, openings_text
+
+    found = measure_openings(chosen.samples)
+    print(openings_text(found))
+    return as_figures(found)

@@ -23,6 +23,7 @@ Pack raw data into a shard set (flatdepth pack COMMAND --help lists the options)
 Look after shard sets:
   merge     join the parts packed with --part i/n
   verify    check every byte of a set
+  reindex   give a set of an earlier version the index of this one
   ls        list the sets at and below a directory
   export    write a set as plain image, 16-bit PNG depth and camera files
   push      show what would go to the Hugging Face Hub; with --yes, send it
@@ -49,7 +50,14 @@ def main(argv: list[str]) -> int:
         print(as_called("pack", OVERVIEW.format(readers=rows)))
         return 0
     command, arguments = argv[0], argv[1:]
-    commands = {"merge": _merge, "verify": _verify, "ls": _ls, "export": _export, "push": _push}
+    commands = {
+        "merge": _merge,
+        "verify": _verify,
+        "reindex": _reindex,
+        "ls": _ls,
+        "export": _export,
+        "push": _push,
+    }
     if command in (*READERS, PHOTOS):
         return _pack(command, arguments)
     if command in commands:
@@ -128,6 +136,13 @@ def _verify(argv: list[str]) -> int:
     found = pack.verify(options.dir, options.workers)
     print(found)
     return 1 if found.damage else 0
+
+
+def _reindex(argv: list[str]) -> int:
+    parser = _parser("reindex", "Give a set of an earlier version the index of this one.")
+    parser.add_argument("dir", type=str, help="Directory or URL of the set.")
+    print(pack.reindex(parser.parse_args(argv).dir))
+    return 0
 
 
 def _ls(argv: list[str]) -> int:

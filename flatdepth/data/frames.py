@@ -108,10 +108,13 @@ class Corpus:
 
     def val_places(self, most: int) -> list[tuple[int, int]]:
         """(subset, place) of at most ``most`` validation samples, evenly spaced; 0: all."""
-        places = [(s, place) for s, subset in enumerate(self.val) for place in range(len(subset))]
-        if most == 0 or len(places) <= most:
-            return places
-        return [places[i] for i in np.linspace(0, len(places) - 1, most).round().astype(int)]
+        ends = np.cumsum([len(subset) for subset in self.val])
+        numbers = np.arange(ends[-1])
+        if 0 < most < len(numbers):
+            numbers = np.linspace(0, len(numbers) - 1, most).round().astype(np.int64)
+        which = np.searchsorted(ends, numbers, side="right")
+        places = numbers - np.concatenate([[0], ends])[which]
+        return list(zip(which.tolist(), places.tolist(), strict=True))
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -143,9 +146,9 @@ def open_corpus(config: DataConfig) -> Corpus:
     train: list[Subset] = []
     held_out: list[Subset] = []
     for entry, shards, start in zip(indexed, train_sets, starts, strict=False):
-        split = _split(shards, config, entry)
-        for name, subsets in (("train", train), ("val", held_out)):
-            rows = np.flatnonzero(split == name)
+        in_train, in_val = _split(shards, config, entry)
+        for chosen, subsets in ((in_train, train), (in_val, held_out)):
+            rows = np.flatnonzero(chosen)
             subsets.append(Subset(shards=shards, rows=rows, first_identity=int(start)))
     for entry, subset in zip(indexed, train, strict=True):
         if len(subset) == 0:
@@ -204,7 +207,7 @@ def _stream(entry: SetConfig, subset: Subset | None, resampled: bool) -> Stream:
             )
         return Stream.of_list(entry.path, resampled)
     shards, first = subset.shards, subset.first_identity
-    numbers = sorted(set(shards.index.shard[subset.rows].tolist()))
+    numbers = np.unique(shards.index.shard_of(subset.rows)).tolist()
     return Stream(
         name=entry.path,
         urls=[shards.shard_url(number) for number in numbers],
@@ -218,44 +221,41 @@ def content_digest(shards: ShardSet) -> str:
     return sha256("".join(shard.sha256 for shard in shards.index.shards).encode()).hexdigest()
 
 
-def _split(shards: ShardSet, config: DataConfig, entry: SetConfig) -> np.ndarray:
-    official = np.array(shards.index.splits)
+def _split(
+    shards: ShardSet, config: DataConfig, entry: SetConfig
+) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Which samples of a set train, and which validate."""
+    splits, scenes = shards.splits, shards.scenes
+    usable = ~splits.isin({"test"})
     if any(other.val_scenes for other in config.train):
-        return _named_split(shards, entry)
-    if (official != "").any() and (config.val or (official == "val").any()):
-        return np.where(official == "", "train", official)
-    scenes = np.array(shards.index.scenes)
-    usable = official != "test"
-    share = 0.0 if config.val else config.val_share
-    held = scene_split(scenes[usable].tolist(), share, config.split_seed)
-    split = np.where(np.isin(scenes, sorted(held)), "val", "train")
-    return np.where(usable, split, "test")
+        if unknown := sorted(set(entry.val_scenes) - set(scenes.names)):
+            raise UserError(
+                f"data.train: {entry.path} has no scene '{unknown[0]}' that its val_scenes name; "
+                "take names from the set"
+            )
+        held = set(entry.val_scenes)
+    elif (official := splits.counts().keys() - {""}) and (config.val or "val" in official):
+        return splits.isin({"", "train"}), splits.isin({"val"})
+    else:
+        share = 0.0 if config.val else config.val_share
+        held = scene_split(list(scenes.counts(usable)), share, config.split_seed)
+    validates = scenes.isin(held)
+    return usable & ~validates, usable & validates
 
 
 def _to_validate(shards: ShardSet, trained_on: Set[str]) -> np.ndarray:
     """The samples of a set of ``data.val``: its official validation part, else all but ``test``."""
-    official = np.array(shards.index.splits)
-    if (official == "val").any():
-        return np.flatnonzero(official == "val")
+    official = shards.splits.counts().keys()
+    if "val" in official:
+        return np.flatnonzero(shards.splits.isin({"val"}))
     if shards.root in trained_on:
         raise UserError(
             f"data.val: {shards.url} is trained on too and has no official validation part; leave "
             "it out of data.val to have scenes of it held out, or name other sets"
         )
-    if (official == "test").all():
+    if official == {"test"}:
         raise UserError(
             f"data.val: {shards.url} has only its official test part, which no training looks at; "
             "judge on it with flatdepth evaluate --part test"
         )
-    return np.flatnonzero(official != "test")
-
-
-def _named_split(shards: ShardSet, entry: SetConfig) -> np.ndarray:
-    scenes = np.array(shards.index.scenes)
-    if unknown := sorted(set(entry.val_scenes) - set(scenes.tolist())):
-        raise UserError(
-            f"data.train: {entry.path} has no scene '{unknown[0]}' that its val_scenes name; take "
-            "names from the set"
-        )
-    split = np.where(np.isin(scenes, entry.val_scenes), "val", "train")
-    return np.where(np.array(shards.index.splits) == "test", "test", split)
+    return np.flatnonzero(~shards.splits.isin({"test"}))

@@ -185,8 +185,11 @@ def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
     Raises:
         UserError: it does not hold as many of the largest frames with what their pastes show.
     """
-    sizes = [subset.shards.sizes[subset.rows] for subset in (*corpus.train, *corpus.val)]
-    frame_px = int(np.concatenate(sizes).prod(axis=1).max())
+    frame_px = max(
+        int(subset.shards.sizes[subset.rows].prod(axis=1, dtype=np.int64).max())
+        for subset in (*corpus.train, *corpus.val)
+        if len(subset)
+    )
     shown_px = config.data.height * config.data.width * config.paste.max_pastes
     room = free_memory() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     most = room // (FRAME_BYTES * (frame_px + shown_px))

@@ -37,20 +37,13 @@ from tqdm import tqdm
 
 from flatdepth.cli import free_memory
 from flatdepth.data.readers.base import MOST_OUTSIDE, Item, Listing, Reader, out_of_range
-from flatdepth.data.shards import (
-    INDEX_NAME,
-    JSON_EXT,
-    SKIPPED_NAME,
-    WORK_DIR,
-    Index,
-    canonical_json,
-    concatenate,
-)
+from flatdepth.data.shards import COLUMNS_NAME, INDEX_NAME, JSON_EXT, SKIPPED_NAME, WORK_DIR
 from flatdepth.data.shards.codec import (
     decode_frame,
     decode_image,
     encode_map,
 )
+from flatdepth.data.shards.index import BLOCK, Index, canonical_json, check_rows, concatenate
 from flatdepth.data.shards.read import ShardSet, resolve
 from flatdepth.data.shards.write import (
     Output,
@@ -60,6 +53,7 @@ from flatdepth.data.shards.write import (
     encode_sample,
     refuse_other_request,
     skip_lines,
+    write_index,
 )
 from flatdepth.errors import BadFrame, UserError, expect_within, printable
 from flatdepth.geometry import camera_trouble
@@ -226,8 +220,8 @@ def pack(
         "part": list(part),
     }
     output = Output(target)
-    if (finished := output.read(INDEX_NAME)) is not None:
-        index = Index.from_json(finished, f"{target}/{INDEX_NAME}")
+    if output.size(INDEX_NAME) is not None:
+        index = ShardSet.open(target, check_sizes=False).index
         refuse_other_request(target, index.request, request, finished=True)
         output.remove_work()
         return _summary(output, index, 0, started)
@@ -314,8 +308,8 @@ def merge(
     request = {**parts[0].index.request, "part": [1, 1]}
     index = concatenate([part.index for part in parts], request)
     output = Output(os.fspath(out))
-    if (finished := output.read(INDEX_NAME)) is not None:
-        if Index.from_json(finished, f"{out}/{INDEX_NAME}").to_json() != index.to_json():
+    if output.size(INDEX_NAME) is not None:
+        if ShardSet.open(out, check_sizes=False).index.to_bytes()[0] != index.to_bytes()[0]:
             raise UserError(f"{out} holds another finished set; choose another --out")
         return _summary(output, index, 0, started)
     sources = [Path(part.url, shard.name) for part in parts for shard in part.index.shards]
@@ -323,7 +317,7 @@ def merge(
         _link(source, Path(out, shard.name))
     lines = b"".join(Path(part.url, SKIPPED_NAME).read_bytes() for part in parts)
     output.write(SKIPPED_NAME, lines)
-    output.write(INDEX_NAME, index.to_json())
+    write_index(output, index)
     output.remove_work()
     return _summary(output, index, len(index), started, things=Things())
 
@@ -370,10 +364,26 @@ def verify(url: str | os.PathLike[str], workers: int | None = None) -> Verificat
             _threads(workers) as pool,
         ):
             found = list(pool.map(lambda n: _verify_shard(shards, n, progress), numbers))
+        found.append(_index_damage(shards.index))
         return Verification(
             shards=[(shard.name, shard.samples, shard.bytes) for shard in shards.index.shards],
             damage=[damage for group in found for damage in group],
         )
+
+
+def reindex(url: str | os.PathLike[str]) -> str:
+    """Write the index of a set anew, as this version does; the shards stay. Returns what was done.
+
+    Raises:
+        UserError: there is no finished set, or its index is unusable.
+    """
+    with ShardSet.open(url, check_sizes=False) as shards:
+        index, output = shards.index, Output(os.fspath(url))
+        document, _ = index.to_bytes()
+        if output.read(INDEX_NAME) == document:
+            return f"{url}: the index is of this version already"
+        write_index(output, index)
+    return f"{url}: wrote the index of {len(index)} samples anew, with columns in {COLUMNS_NAME}"
 
 
 def ls(url: str | os.PathLike[str]) -> str:
@@ -388,14 +398,14 @@ def ls(url: str | os.PathLike[str]) -> str:
     rows = [("set", "data set", "kind", "samples", "scenes", "splits", "size", "bytes/frame")]
     for shards in sets:
         size = sum(shard.bytes for shard in shards.index.shards)
-        splits = Counter(shards.splits)
+        splits = shards.splits.counts()
         rows.append(
             (
                 shards.url,
                 shards.dataset,
                 shards.kind,
                 str(len(shards)),
-                str(len(set(shards.scenes))),
+                str(len(shards.scenes.names)),
                 " ".join(f"{name or '-'}:{n}" for name, n in sorted(splits.items())) or "-",
                 _megabytes(size),
                 f"{size / len(shards):.0f}" if len(shards) else "-",
@@ -759,7 +769,7 @@ def _summary(
         out=output.url,
         dataset=index.dataset,
         frames=len(index),
-        scenes=len(set(index.scenes)),
+        scenes=len(index.scenes.names),
         shards=len(index.shards),
         bytes=sum(shard.bytes for shard in index.shards),
         skipped=index.skipped,
@@ -836,9 +846,22 @@ def _link(source: Path, target: Path) -> None:
 # Checking.
 
 
+def _index_damage(index: Index) -> list[tuple[str, str, str]]:
+    """What is wrong with the rows of an index, which opening it did not look at."""
+    damaged = [b for b, one in enumerate(index.blocks) if index.block_checksum(b) != one]
+    if damaged:
+        rows = ", ".join(f"{block * BLOCK} and on" for block in damaged[:3])
+        return [(COLUMNS_NAME, "", f"the checksum of rows {rows} differs")]
+    try:
+        check_rows(index)
+    except ValueError as error:
+        return [(COLUMNS_NAME, "", str(error))]
+    return []
+
+
 def _verify_shard(shards: ShardSet, number: int, progress: _Progress) -> list[tuple[str, str, str]]:
     shard = shards.index.shards[number]
-    rows = np.flatnonzero(shards.index.shard == number).tolist()
+    rows = shards.index.rows_of(number)
     expected = {
         f"{shards.keys[i]}.{ext}": (int(table[i, 0]), int(table[i, 1]))
         for i in rows
@@ -857,10 +880,10 @@ def _verify_shard(shards: ShardSet, number: int, progress: _Progress) -> list[tu
     except OSError as error:
         return [(shard.name, "", f"cannot be read ({error})")]
     damage = []
-    ends = shards.index.spans()[:, 1]
     for i in rows:
-        beyond = ends[i] > size  # not read: a damaged index may announce any length
-        what = f"ends at byte {ends[i]} of {size}" if beyond else _sample_damage(shards, i)
+        end = shards.index.span(i)[1]
+        beyond = end > size  # not read: a damaged index may announce any length
+        what = f"ends at byte {end} of {size}" if beyond else _sample_damage(shards, i)
         if what:
             damage.append((shard.name, shards.keys[i], what))
         progress.step(0)
@@ -890,7 +913,7 @@ def _sample_damage(shards: ShardSet, i: int) -> str:
     """What is wrong with a sample's bytes, "" if nothing."""
     try:
         image = shards.image(i) if shards.kind == "art" else shards.frame(i).image
-        if image.shape[:2] != tuple(shards.sizes[i]):
+        if image.shape[:2] != tuple(shards.sizes[i].tolist()):
             return "image size differs from the index"
     except UserError as error:
         return str(error)

@@ -13,7 +13,15 @@ from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import DatasetCard, DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flatdepth.data.shards import DEPTH_EXT, INDEX_NAME, JSON_EXT, REGION_EXT, THING_EXT, Index
+from flatdepth.data.shards import (
+    COLUMNS_NAME,
+    DEPTH_EXT,
+    INDEX_NAME,
+    JSON_EXT,
+    REGION_EXT,
+    THING_EXT,
+)
+from flatdepth.data.shards.index import Index
 from flatdepth.data.shards.read import ShardSet, resolve
 from flatdepth.errors import UserError
 from flatdepth.hub import CARD, Upload
@@ -57,10 +65,9 @@ def shard_upload(
         files: dict[str, Path | bytes] = {
             shard.name: Path(shards.root, shard.name) for shard in index.shards
         }
-    files |= {
-        INDEX_NAME: index.to_json(),
-        CARD: shard_card(index, repo, licence).encode(),
-    }
+    document, columns = index.to_bytes()
+    card = shard_card(index, repo, licence).encode()
+    files |= {COLUMNS_NAME: columns, INDEX_NAME: document, CARD: card}
     return Upload(repo=repo, kind="dataset", files=files, private=private)
 
 
@@ -77,7 +84,7 @@ def shard_card(index: Index, repo: str, licence: str) -> str:
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "*.tar"}]}],
         dataset_info={"features": _features([ext for ext, n in counts.items() if n])},
     )
-    splits = Counter(filter(None, index.splits))
+    splits = {name: n for name, n in index.splits.counts().items() if name}
     sizes = [f"{height} x {width}" for height, width in index.sizes.tolist()]
     options = dict(cast(Mapping[str, object], index.request.get("options", {})))
     text = _TEMPLATES.get_template("card.md").render(

@@ -167,8 +167,7 @@ def _sets(config: TrainConfig) -> list[_Set]:
     for entry in config.data.train:
         ensure_demo(entry.path)
         shards = ShardSet.open(entry.path)
-        official = zip(shards.index.scenes, shards.index.splits, strict=True)
-        scenes = sorted({scene for scene, split in official if split != "test"})
+        scenes = sorted(shards.scenes.counts(~shards.splits.isin({"test"})))
         sets.append(_Set(entry=entry, dataset=shards.dataset, scenes=scenes))
     return sets
 

@@ -391,16 +391,16 @@ def _rows(shards: ShardSet, path: str, part: Part) -> Int64[np.ndarray, " n"]:
     everything = np.arange(len(shards))
     if part == "all":
         return everything
-    official = np.array(shards.splits)
-    if (official != "").any():
-        rows = np.flatnonzero(official == part)
+    official = shards.splits.counts().keys() - {""}
+    if official:
+        rows = np.flatnonzero(shards.splits.isin({part}))
     elif part == "test":
         rows = everything[:0]
     else:
         corpus = open_corpus(DataConfig(train=[SetConfig(path=path)]))
         rows = (corpus.train if part == "train" else corpus.val)[0].rows
     if len(rows) == 0:
-        found = ", ".join(sorted(set(official.tolist()) - {""})) or "none"
+        found = ", ".join(sorted(official)) or "none"
         raise UserError(
             f"--part: {path} has no samples marked {part} (official parts: {found}); take another "
             "part, or all"

@@ -7,11 +7,11 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import fsspec
 import numpy as np
@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from flatdepth.data.shards import (
+    COLUMNS_NAME,
     DEPTH_EXT,
     IMAGE_EXTS,
     INDEX_NAME,
@@ -28,18 +29,22 @@ from flatdepth.data.shards import (
     REGION_EXT,
     THING_EXT,
     WORK_DIR,
-    Index,
+    is_key,
 )
+from flatdepth.data.shards.cache import downloaded
 from flatdepth.data.shards.codec import (
     decode_depth,
     decode_frame,
     decode_image,
     decode_map,
 )
+from flatdepth.data.shards.index import BLOCK, Categories, Columns, Index, Strings, mapped_columns
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.resources import demo_file
 from flatdepth.types import FlatThings, Frame, RawFrame, Region
 from flatdepth.untrusted import parse_json
+
+Value = TypeVar("Value")
 
 ATTEMPTS = 5
 """How often a remote read is tried before it counts as failed."""
@@ -75,21 +80,21 @@ class ShardSet:
         root: its path in its file system.
         index: its index; the columns below are taken from it.
         keys, scenes, splits: one string per sample.
-        sizes: (N, 2) int64 image height and width in pixels.
+        sizes: (N, 2) int32 image height and width in pixels.
     """
 
     def __init__(self, url: str, fs: fsspec.AbstractFileSystem, root: str, index: Index) -> None:
         self.url = url
         self.index = index
-        self.keys: Sequence[str] = index.keys
-        self.scenes: Sequence[str] = index.scenes
-        self.splits: Sequence[str] = index.splits
-        self.sizes: NDArray[np.int64] = index.sizes
+        self.keys: Strings = index.keys
+        self.scenes: Categories = index.scenes
+        self.splits: Categories = index.splits
+        self.sizes: NDArray[np.int32] = index.sizes
         self._fs = fs
         self.root = root
-        self._spans = index.spans()
         self._pread = isinstance(fs, LocalFileSystem) and hasattr(os, "pread")
         self._descriptors: dict[int, int] = {}
+        self._checked: set[int] = set()
         self._lock = threading.Lock()
 
     @classmethod
@@ -114,7 +119,7 @@ class ShardSet:
             raise UserError(_how_to_make(url, fs, root)) from error
         except OSError as error:
             raise UserError(f"cannot read {url}/{INDEX_NAME}: {error}") from error
-        shards = cls(url, fs, root, Index.from_json(data, f"{url}/{INDEX_NAME}"))
+        shards = cls(url, fs, root, open_index(url, fs, root, data))
         if unknown := sorted(shards.index.members.keys() - KNOWN_EXTS):
             print(f"note: {url}: members .{unknown[0]} mean nothing here", file=sys.stderr)
         if check_sizes and isinstance(fs, LocalFileSystem):
@@ -167,14 +172,14 @@ class ShardSet:
             yield
         except BadFrame as error:
             raise UserError(
-                f"{self.shard_path(int(self.index.shard[i]))}: sample {self.keys[i]} is damaged "
+                f"{self.shard_path(int(self.index.shard_of(i)))}: sample {self.keys[i]} is damaged "
                 f"({error}); find all damage with: flatdepth pack verify {self.url}"
             ) from error
 
     def members(self, i: SupportsIndex) -> dict[str, bytes]:
         """The files of sample ``i`` by extension. Raises UserError as ``read_bytes``."""
         i = int(i)
-        blob, start = self.read_bytes(i), int(self._spans[i, 0])
+        blob, start = self.read_bytes(i), self.index.span(i)[0]
         rows = {ext: table[i].tolist() for ext, table in self.index.members.items()}
         return {
             ext: blob[offset - start : offset - start + length]
@@ -190,9 +195,15 @@ class ShardSet:
                 packed (their CRC-32 is in the index).
         """
         i = int(i)
-        start, end = (int(v) for v in self._spans[i])
-        number = int(self.index.shard[i])
+        self._check_block(i // BLOCK)
+        start, end = self.index.span(i)
+        number = int(self.index.shard_of(i))
         path = self.shard_path(number)
+        key, size = self.keys[i], self.index.shards[number].bytes
+        if not (is_key(key) and start < end <= size):
+            raise UserError(
+                f"{self.url}/{COLUMNS_NAME}: row {i} cannot be right; copy or pack the set again"
+            )
         try:
             if self._pread:
                 blob = self._read_local(number, path, start, end - start)
@@ -207,15 +218,24 @@ class ShardSet:
             )
         if len(blob) < end - start:
             raise UserError(
-                f"shard {path} is truncated: sample {self.keys[i]} needs {end} bytes; "
-                "copy or pack it again"
+                f"shard {path} is truncated: sample {key} needs {end} bytes; copy or pack it again"
             )
         if zlib.crc32(blob) != self.index.crc32[i]:
             raise UserError(
-                f"{path}: sample {self.keys[i]} is damaged (its checksum differs from the index); "
+                f"{path}: sample {key} is damaged (its checksum differs from the index); "
                 f"copy or pack it again; find all damage with: flatdepth pack verify {self.url}"
             )
         return blob
+
+    def _check_block(self, block: int) -> None:
+        if not self.index.blocks or block in self._checked:
+            return
+        if self.index.block_checksum(block) != self.index.blocks[block]:
+            raise UserError(
+                f"{self.url}/{COLUMNS_NAME}: rows {block * BLOCK} and on are damaged (their "
+                "checksum differs); copy or pack the set again"
+            )
+        self._checked.add(block)
 
     def shard_path(self, number: int) -> str:
         """Path of a shard in the set's file system."""
@@ -278,19 +298,54 @@ class ShardSet:
                 )
 
 
+def open_index(url: str, fs: fsspec.AbstractFileSystem, root: str, data: bytes) -> Index:
+    """The index of the set at ``url`` from the bytes of its ``index.json``.
+
+    The columns of a remote set are downloaded once, into a cache.
+
+    Raises:
+        UserError: as ``Index.from_bytes``, or the columns are not there.
+    """
+
+    def columns(checksum: str) -> Columns:
+        path = f"{root}/{COLUMNS_NAME}"
+        try:
+            if isinstance(fs, LocalFileSystem):
+                return mapped_columns(Path(path))
+            name = f"index-{checksum}.safetensors"
+            return mapped_columns(
+                downloaded(name, lambda to: _retried(path, lambda: fs.get_file(path, to), ATTEMPTS))
+            )
+        except OSError as error:
+            raise UserError(
+                f"cannot read {url}/{COLUMNS_NAME}: {error}; it belongs to {INDEX_NAME}, copy it "
+                "there or pack the set again"
+            ) from error
+
+    return Index.from_bytes(data, columns, f"{url}/{INDEX_NAME}")
+
+
 def _cat(
     fs: fsspec.AbstractFileSystem, path: str, start: int | None = None, end: int | None = None
 ) -> bytes:
-    """Bytes of a file; a remote read that fails on the way is tried again, more slowly each time.
+    """Bytes of a file. Raises OSError as ``_retried``."""
+
+    def cat() -> bytes:
+        blob: bytes = fs.cat_file(path, start=start, end=end)
+        return blob
+
+    return _retried(path, cat, 1 if isinstance(fs, LocalFileSystem) else ATTEMPTS)
+
+
+def _retried(path: str, call: Callable[[], Value], attempts: int) -> Value:
+    """What a call returns that reads a file; one that fails on the way is tried again, more slowly.
 
     Raises:
         OSError: the file is missing or may not be read, or the last attempt failed.
     """
-    attempts = 1 if isinstance(fs, LocalFileSystem) else ATTEMPTS
     for attempt in range(attempts):
         try:
-            blob: bytes = fs.cat_file(path, start=start, end=end)
-            return blob
+            return call()
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             raise
         except Exception as error:  # every kind of file system has its own errors for a lost line

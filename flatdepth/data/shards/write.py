@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from webdataset import TarWriter
 
 from flatdepth.data.shards import (
+    COLUMNS_NAME,
     DEPTH_EXT,
     IMAGE_EXTS,
     INDEX_NAME,
@@ -31,15 +32,20 @@ from flatdepth.data.shards import (
     SKIPPED_NAME,
     THING_EXT,
     WORK_DIR,
-    Index,
-    Shard,
-    canonical_json,
-    concatenate,
     is_dataset_name,
     is_key,
     shard_name,
 )
 from flatdepth.data.shards.codec import depth_meta, encode_depth, encode_map
+from flatdepth.data.shards.index import (
+    Categories,
+    Index,
+    Shard,
+    Strings,
+    canonical_json,
+    concatenate,
+    parsed_columns,
+)
 from flatdepth.data.shards.read import is_intrinsics, resolve
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.types import RawFrame
@@ -264,7 +270,7 @@ class SetWriter:
         self.skipped += 1
 
     def finish(self, next_item: int) -> Index:
-        """Close the last shard, publish ``skipped.jsonl`` and then ``index.json``."""
+        """Close the last shard, publish ``skipped.jsonl`` and then the index."""
         if self._open is not None:
             self._close_shard(next_item)
         rest = Index(
@@ -275,7 +281,7 @@ class SetWriter:
         )
         index = concatenate([*(record.index for record in self._records), rest], self._request)
         self._out.write(SKIPPED_NAME, skip_lines(self.skips))
-        self._out.write(INDEX_NAME, index.to_json())
+        write_index(self._out, index)
         self._out.remove_work()
         return index
 
@@ -351,6 +357,13 @@ def refuse_other_request(
         )
 
 
+def write_index(output: Output, index: Index) -> None:
+    """Publish an index, ``index.json`` last."""
+    document, columns = index.to_bytes()
+    output.write(COLUMNS_NAME, columns)
+    output.write(INDEX_NAME, document)
+
+
 def skip_lines(skips: list[Skip]) -> bytes:
     """The bytes of ``skipped.jsonl``."""
     rows = ({"key": s.key, "reason": s.reason, "detail": s.detail} for s in skips)
@@ -398,12 +411,11 @@ class _OpenShard:
             request={},
             skipped=Counter(skip.reason for skip in skips),
             shards=(shard,),
-            keys=[s.key for s in self._samples],
-            scenes=[s.scene for s in self._samples],
-            splits=[s.split for s in self._samples],
-            sizes=np.array([(s.height, s.width) for s in self._samples], np.int64),
-            shard=np.zeros(len(self._samples), np.int64),
-            crc32=np.array(self._crc32, np.int64),
+            keys=Strings.of(s.key for s in self._samples),
+            scenes=Categories.of(s.scene for s in self._samples),
+            splits=Categories.of(s.split for s in self._samples),
+            sizes=np.array([(s.height, s.width) for s in self._samples], np.int32),
+            crc32=np.array(self._crc32, np.uint32),
             members={
                 ext: np.array([m.get(ext, (-1, 0)) for m in self._members], np.int64)
                 for ext in exts
@@ -429,7 +441,7 @@ class _Record:
             "next_item": self.next_item,
             "skips": [[skip.key, skip.reason, skip.detail] for skip in self.skips],
         }
-        content = json.dumps(head).encode() + b"\n" + self.index.to_json()
+        content = b"".join((json.dumps(head).encode(), b"\n", *self.index.to_bytes()))
         return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
     @staticmethod
@@ -438,12 +450,12 @@ class _Record:
         sha256, _, content = data.partition(b"\n")
         if hashlib.sha256(content).hexdigest().encode() != sha256:
             return None
-        first, rest = content.split(b"\n", 1)
+        first, index, columns = content.split(b"\n", 2)
         head = json.loads(first)
         return _Record(
             next_item=head["next_item"],
             skips=tuple(Skip(key=k, reason=r, detail=d) for k, r, d in head["skips"]),
-            index=Index.from_json(rest, source),
+            index=Index.from_bytes(index + b"\n", lambda _: parsed_columns(columns), source),
         )
 
 
