@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flatdepth.api import evaluate, load, open_shards, train
+    from flatdepth.api import configure, evaluate, load, open_shards, train
     from flatdepth.augment import FlatPaste, Photometric
     from flatdepth.config import TrainConfig
 
@@ -17,6 +17,7 @@ __all__ = [
     "FlatPaste",
     "Photometric",
     "TrainConfig",
+    "configure",
     "evaluate",
     "load",
     "open_shards",
@@ -27,6 +28,7 @@ _MODULES = {
     "FlatPaste": "flatdepth.augment",
     "Photometric": "flatdepth.augment",
     "TrainConfig": "flatdepth.config",
+    "configure": "flatdepth.api",
     "evaluate": "flatdepth.api",
     "load": "flatdepth.api",
     "open_shards": "flatdepth.api",

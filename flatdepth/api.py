@@ -33,6 +33,24 @@ from flatdepth.resources import QUICKSTART
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
+def configure(
+    config: str | os.PathLike[str] = QUICKSTART, overrides: Mapping[str, object] | None = None
+) -> TrainConfig:
+    """The configuration of a training, checked, to look at before ``train`` gets it.
+
+    Args:
+        config: a YAML file, or the name of a packaged one, such as ``"vits_indoor"``; by default
+            the quickstart.
+        overrides: by dotted key: ``{"steps": 20, "optim.lr": 1e-5}``.
+
+    Raises:
+        UserError: an unknown key, or a value that cannot be.
+    """
+    arguments = [f"--config={os.fspath(config)}"]
+    arguments += [f"--{key}={_as_option(value)}" for key, value in (overrides or {}).items()]
+    return parse_config(TrainConfig, arguments, prog="flatdepth train", description=None)
+
+
 def train(
     config: TrainConfig | str | os.PathLike[str] = QUICKSTART,
     overrides: Mapping[str, object] | None = None,
@@ -40,9 +58,8 @@ def train(
     """Run a training, or go on with it, and return what its ``metrics.json`` says.
 
     Args:
-        config: a configuration, a YAML file, or the name of a packaged one, such as
-            ``"vits_indoor"``; by default the quickstart.
-        overrides: of a file, by dotted key: ``{"steps": 20, "optim.lr": 1e-5}``.
+        config: a configuration, or a file or name as ``configure`` takes it.
+        overrides: of a file, as ``configure`` takes them.
 
     Raises:
         UserError: an unknown key, or data, checkpoint or run directory do not fit.
@@ -53,10 +70,7 @@ def train(
         if overrides:
             raise UserError("overrides: expected none with a TrainConfig; use dataclasses.replace")
         return loop.train(config)
-    arguments = [f"--config={os.fspath(config)}"]
-    arguments += [f"--{key}={_as_option(value)}" for key, value in (overrides or {}).items()]
-    parsed = parse_config(TrainConfig, arguments, prog="flatdepth train", description=None)
-    return loop.train(parsed)
+    return loop.train(configure(config, overrides))
 
 
 def _as_option(value: object) -> str:

@@ -127,6 +127,8 @@ def test_training_takes_a_configuration_or_a_file(tiny_sets: TinySets, tmp_path:
     path = tiny_sets.config(tmp_path)
     config = parse_config(flatdepth.TrainConfig, [f"--config={path}"], prog="", description=None)
     changes = {"steps": 2, "model.max_depth_m": 10.0, "eval.every": 2, "name": "file"}
+    assert flatdepth.configure(path) == config
+    assert flatdepth.configure(path, changes).eval.every == 2
     of_file = flatdepth.train(path, {**changes, "runs": tmp_path / "runs"})
     changed = dataclasses.replace(
         config,

@@ -448,6 +448,8 @@ def test_a_single_scene_is_doubted_and_places_are_not(
 ) -> None:
     pack_folder(tmp_path / "1", ["rgb/kitchen_1", "rgb/kitchen_2"])
     assert "all frames are of one scene" in capsys.readouterr().err
+    pack_folder(tmp_path / "alone", ["rgb/kitchen_1"])
+    assert "of one scene" not in capsys.readouterr().err
     pack_folder(tmp_path / "2", ["kitchen_1/0", "kitchen_2/0", "scene_01/0", "scene_02/0"])
     said = capsys.readouterr().err
     assert "4 frames of 4 scenes (kitchen_1, kitchen_2, scene_01)" in said

@@ -711,7 +711,7 @@ def _say_scenes(reader: Reader, items: Sequence[Item]) -> None:
         f"{reader.dataset}: {len(items)} frames of {len(scenes)} scenes ({some})", file=sys.stderr
     )
     fix = "; see --scene_from" if hasattr(reader, "scene_from") else ""
-    if len(scenes) == 1 and not any(item.split for item in items):
+    if len(items) > len(scenes) == 1 and not any(item.split for item in items):
         print(
             "warning: all frames are of one scene, so none can be held out for validation" + fix,
             file=sys.stderr,
