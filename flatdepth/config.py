@@ -329,6 +329,29 @@ class ShapeShares:
     """Hexagons, octagons and diamonds."""
 
 
+PASTE_BOUNDS: dict[str, Bounds] = {
+    "share": SHARE,
+    "max_pastes": (1, 32),
+    "area": (1e-4, 1.0),
+    "max_area": (1e-4, 1.0),
+    "max_tilt_deg": (0, 80),
+    "framed": SHARE,
+    "frame_width": (0.0, 0.4),
+    "mat": SHARE,
+    "stylised": SHARE,
+    "glass": SHARE,
+    "worn": SHARE,
+    "shadow": SHARE,
+    "match_light": SHARE,
+    "match_sensor": SHARE,
+    "thickness_m": (0.0, 1.0),
+    "plane_tolerance": (1e-6, 0.2),
+    "depth_noise": SHARE,
+    "mirror_portion": (0.05, 1.0),
+}
+"""Of the numbers of ``PasteConfig``; the shares of its groups have ``WEIGHT``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PasteConfig:
     """Flat things that show a scene, and decoys, pasted into the batch."""
@@ -402,28 +425,8 @@ class PasteConfig:
         return config
 
     def __post_init__(self) -> None:
-        _check(
-            "paste.",
-            self,
-            share=SHARE,
-            max_pastes=(1, 32),
-            area=(1e-4, 1.0),
-            max_area=(self.area[0], 1.0),
-            max_tilt_deg=(0, 80),
-            framed=SHARE,
-            frame_width=(0.0, 0.4),
-            mat=SHARE,
-            stylised=SHARE,
-            glass=SHARE,
-            worn=SHARE,
-            shadow=SHARE,
-            match_light=SHARE,
-            match_sensor=SHARE,
-            thickness_m=(0.0, 1.0),
-            plane_tolerance=(1e-6, 0.2),
-            depth_noise=SHARE,
-            mirror_portion=(0.05, 1.0),
-        )
+        _check("paste.", self, **PASTE_BOUNDS)
+        expect_within("paste.max_area", self.max_area, self.area[0], PASTE_BOUNDS["max_area"][1])
         for group in ("content", "layout", "shape"):
             shares = asdict(getattr(self, group))
             _check(f"paste.{group}.", getattr(self, group), **dict.fromkeys(shares, WEIGHT))

@@ -20,7 +20,8 @@ from flatdepth.report import comparison
 from flatdepth.report.comparison import UNTRAINED, Case, System, measure, sheet, write_page
 from flatdepth.show.pictures import SKY_COLOUR, Tile, colour_depth, depth_limits
 from flatdepth.types import Region
-from tests.test_report import HOSTILE, Browser, Page
+from tests.browser import Browser
+from tests.test_report import HOSTILE, Page
 
 HEIGHT, WIDTH = 72, 96
 K_PX = np.array([[90.0, 0, 48], [0, 90, 36], [0, 0, 1]])

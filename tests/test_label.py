@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import threading
-import time
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +33,8 @@ from flatdepth.label.server import MOST_BYTES, LabelServer
 from flatdepth.label.session import Session
 from flatdepth.predict.inputs import open_photo
 from flatdepth.predict.predictor import PredictOptions, predict_photo
-from tests.test_report import HOSTILE, Browser
+from tests.browser import Browser, until
+from tests.test_report import HOSTILE
 
 HEIGHT, WIDTH, FOV_DEG = 210, 280, 60.0
 FOCAL_PX = WIDTH / 2 / math.tan(math.radians(FOV_DEG) / 2)
@@ -638,14 +638,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser = Browser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
-
-
-def until(browser: Browser, script: str) -> None:
-    """Wait for a JavaScript expression to be true."""
-    end = time.monotonic() + 60
-    while not browser.run(f"Boolean({script})"):
-        assert time.monotonic() < end, f"still not: {script}; {browser.complaints()}"
-        time.sleep(0.05)
 
 
 READY = "doc && doc.things && !doc.waiting && !saves"

@@ -19,7 +19,7 @@ LAYERS = (
     "training",
     "predict",
     "benchmarks report label",
-    "bench",
+    "app bench",
     "commands api",
     "__main__ train",
 )

@@ -297,7 +297,7 @@ def test_a_command_that_waits_for_a_read_is_interrupted(
     ("hung", "number"),
     [
         ("flatdepth.judge.validation.validation_sample", signal.SIGTERM),
-        ("flatdepth.data.loader._training_sample", signal.SIGINT),
+        ("flatdepth.data.loader.training_sample", signal.SIGINT),
     ],
 )
 def test_a_training_that_waits_for_samples_stops_and_goes_on(

@@ -4,6 +4,7 @@ COMMANDS = {
     "train": "train, evaluate, report; everything of a run is in runs/NAME",
     "pack": "raw data to shard sets; list, verify, merge and export sets",
     "label": "outline mirrors and pictures on your photographs, in a browser",
+    "serve": "the workbench: try pastes, compare checkpoints and watch runs, in a browser",
     "preview": "show what training sees, or what a run saw",
     "evaluate": "figures of checkpoints side by side",
     "predict": "depth maps, pictures and point clouds of your images",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -50,6 +50,17 @@ LOOKED_UP = 256
 _PLANNING = threading.Lock()
 """One thread plans at a time: small numpy calls of several would pass the interpreter's lock to and
 fro at every array, which costs 20 % with 4 threads and 24 % with 8."""
+
+
+@runtime_checkable
+class Frames(Protocol):
+    """Where samples come from; ``Subset`` and ``Window`` are such."""
+
+    def __len__(self) -> int: ...
+
+    def frame(self, place: int) -> Frame: ...
+
+    def identity(self, place: int) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +166,7 @@ def training_samples(
     def load(task: tuple[int, Subset | Future[Window], int, int]) -> Sample:
         step, source, place, epoch = task
         frames = source.result() if isinstance(source, Future) else source
-        return _training_sample(corpus, config, frames, place, epoch, step)
+        return training_sample(corpus, config, frames, place, epoch, step)
 
     samples = in_order(
         load,
@@ -204,9 +215,10 @@ def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
             )
 
 
-def _training_sample(
-    corpus: Corpus, config: TrainConfig, subset: Subset | Window, place: int, epoch: int, step: int
+def training_sample(
+    corpus: Corpus, config: TrainConfig, subset: Frames, place: int, epoch: int, step: int
 ) -> Sample:
+    """The sample that training makes of a frame of a subset in an epoch, by a step's settings."""
     frame = subset.frame(place)
     draws = Draws(config.seed, epoch, subset.identity(place))
     view = random_view(frame.depth_m.shape, config.data, draws)
@@ -270,7 +282,7 @@ def _view_range_m(frame: Frame, view: View, config: TrainConfig) -> tuple[float,
 
 
 def pasted_sample(
-    subset: Subset | Window,
+    subset: Frames,
     place: int,
     view: View,
     draws: Draws,

@@ -145,13 +145,18 @@ def seen_batches(config: TrainConfig, step: int) -> Generator[Seen, None, None]:
     )
     with closing(stream):
         for number, samples in enumerate(stream):
-            batch = make_training_batch(samples, config, _CPU)
-            yield Seen(
-                step=step + number // accumulation,
-                samples=samples,
-                batch=batch,
-                owner=paste_owner(samples, config, batch.region),
-            )
+            yield see(samples, config, step + number // accumulation)
+
+
+def see(samples: list[Sample], config: TrainConfig, step: int) -> Seen:
+    """Samples as one micro-batch of training."""
+    batch = make_training_batch(samples, config, _CPU)
+    return Seen(
+        step=step,
+        samples=samples,
+        batch=batch,
+        owner=paste_owner(samples, config, batch.region),
+    )
 
 
 def paste_owner(
@@ -191,11 +196,12 @@ def preview_rows(config: TrainConfig, step: int, count: int | None) -> list[Row]
     if count is not None and count < 1:
         raise UserError(f"--rows: expected at least 1, got {count}")
     with closing(seen_batches(config, step)) as batches:
-        rows = (_row(seen, position) for seen in batches for position in range(len(seen.samples)))
+        rows = (row_of(seen, position) for seen in batches for position in range(len(seen.samples)))
         return list(itertools.islice(rows, config.batch if count is None else count))
 
 
-def _row(seen: Seen, position: int) -> Row:
+def row_of(seen: Seen, position: int) -> Row:
+    """One image of a micro-batch."""
     batch = seen.batch
     image = (batch.image[position].movedim(0, -1) * 255).round().to(torch.uint8).numpy()
     depth_m, valid = batch.depth_m[position, 0].numpy(), batch.valid[position, 0].numpy()

@@ -32,7 +32,8 @@ def render_page(template: str, **values: object) -> str:
     return _TEMPLATES.get_template(template).render(values)
 
 
-def _data_uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
+    """Data of a media type as an address that holds them."""
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -48,4 +49,4 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"data_uri": _data_uri, "sha256": _sha256}
+_TEMPLATES.filters |= {"data_uri": data_uri, "sha256": _sha256}

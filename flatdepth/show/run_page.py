@@ -99,14 +99,19 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     )
 
 
-def read_run(run: Path) -> Run:
+def read_run(run: Path, *, pictures: bool = True) -> Run:
+    """What a run directory holds, its contact sheets only if they are wanted.
+
+    Raises:
+        UserError: as ``write_report``.
+    """
     if not any((run / name).is_file() for name in _RUN_FILES):
         files = ", ".join(_RUN_FILES)
         found = f"holds none of {files}" if run.is_dir() else "is not a directory"
         raise UserError(f"{run} {found}; give the directory of a training run, such as runs/NAME")
     notes: list[str] = []
     history = _read_history(run / "history.jsonl", notes)
-    pictures = _read_pictures(run / "pictures", notes)
+    sheets = _read_pictures(run / "pictures", notes) if pictures else []
     config = run / "config.yaml"
     if not config.is_file():
         notes.append("There is no config.yaml.")
@@ -114,7 +119,7 @@ def read_run(run: Path) -> Run:
         run,
         notes,
         history=history,
-        pictures=pictures,
+        pictures=sheets,
         config=config.read_text("utf-8", "replace") if config.is_file() else "",
     )
 

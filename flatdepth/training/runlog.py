@@ -81,7 +81,7 @@ class RunLog:
                 self._bar.update()
                 self._bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['lr']:.1e}")
             elif step % self._config.log_every == 0:
-                self._say(_line(step, self._config.steps, values))
+                self._say(step_line(step, self._config.steps, values))
         if step % self._config.log_every == 0:
             self._accelerator.log({f"train/{name}": v for name, v in values.items()}, step=step)
 
@@ -238,7 +238,8 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
+def step_line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """A step in the log; the values are those of ``RunLog.step``."""
     taught = f"teacher {values['teacher']:.4f}  " if "teacher" in values else ""
     return (
         f"step {step}/{steps}  loss {values['loss']:.4f}  {taught}lr {values['lr']:.2e}  "

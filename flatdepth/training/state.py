@@ -33,6 +33,7 @@ from flatdepth.cli import versions
 from flatdepth.config import TrainConfig
 from flatdepth.errors import UserError
 from flatdepth.training.ema import Ema
+from flatdepth.training.stop import forget_process, record_process
 from flatdepth.types import ALL_METRICS
 from flatdepth.untrusted import parse_json
 
@@ -169,7 +170,7 @@ def claimed(run: Path, config: TrainConfig, accelerator: Accelerator) -> Iterato
     """The checkpoint to go on from, the main process's choice, or None for a new run.
 
     Within, no other training gets the run. The lock is beside it and ends with the main process,
-    however that ends.
+    however that ends; so is a record of that process, by which the run can be asked to stop.
 
     Raises:
         UserError: another training has the run, or it exists and shall not be touched.
@@ -180,11 +181,15 @@ def claimed(run: Path, config: TrainConfig, accelerator: Accelerator) -> Iterato
         if accelerator.is_main_process:
             refusal = _claim(run, config, lock)
             choice = newest_checkpoint(run)
+            if refusal is None:
+                record_process(run)
         refusal, choice = broadcast_object_list([refusal, choice])
         if refusal is not None:
             raise UserError(refusal)
         yield choice
     finally:
+        if lock.is_locked:
+            forget_process(run)
         lock.release()
 
 

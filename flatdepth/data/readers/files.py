@@ -297,8 +297,8 @@ def _depth_is_upright(
     """Whether a depth map is that of a rotated image as it is shown and not as it is stored."""
     if depth_shape is not None:
         shown = image.size if orientation > 4 else image.size[::-1]
-        as_stored = _same_proportions(*image.size[::-1], *depth_shape)
-        as_shown = _same_proportions(*shown, *depth_shape)
+        as_stored = same_proportions(*image.size[::-1], *depth_shape)
+        as_shown = same_proportions(*shown, *depth_shape)
         if not (as_stored and as_shown):
             return as_shown
     raise BadFrame(
@@ -308,7 +308,7 @@ def _depth_is_upright(
     )
 
 
-def _same_proportions(height: int, width: int, other_height: int, other_width: int) -> bool:
+def same_proportions(height: int, width: int, other_height: int, other_width: int) -> bool:
     """Whether two sizes, each at least one pixel, have the same proportions to 2 %."""
     return abs(width * other_height - height * other_width) <= 0.02 * height * other_width
 
@@ -458,7 +458,7 @@ def fit_picture(picture: Picture, height: int, width: int) -> Picture:
     """
     if (picture.height, picture.width) == (height, width):
         return picture
-    if not _same_proportions(picture.height, picture.width, height, width):
+    if not same_proportions(picture.height, picture.width, height, width):
         raise BadFrame(
             "image and depth differ in proportions",
             f"image {picture.width}x{picture.height}, depth {width}x{height}",

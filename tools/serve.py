@@ -1,0 +1,9 @@
+"""``flatdepth serve`` as a script."""
+
+import sys
+
+from flatdepth.cli import run_command
+from flatdepth.commands.serve import main
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))
