@@ -8,6 +8,7 @@ COMMANDS = {
     "preview": "show what training sees, or what a run saw",
     "evaluate": "figures of checkpoints side by side",
     "predict": "depth maps, pictures and point clouds of your images",
+    "view": "pictures and their depth in the Rerun viewer, to turn",
     "compare": "pictures through several depth systems side by side",
     "checkpoint": "look into, convert, compare, blend and verify weight files",
     "report": "one page about a run, or about several side by side",
