@@ -217,7 +217,7 @@ def test_training_weighs_labelled_things_as_it_does_pasted_ones(labelled_set: Pa
     assert not unchanged.all()
     changed = batch.region != clean.region
     assert changed.any() and not (changed & (batch.region == Region.BACKGROUND)).any()
-    owner = paste_owner([pasted], config)
+    owner = paste_owner([pasted], config, batch.region)
     assert (owner[unchanged] == -1).all() and (owner[changed] == 0).all()
 
 

@@ -109,7 +109,7 @@ def test_samples_are_those_of_the_indexed_loader(config: TrainConfig) -> None:
     for position, sample in enumerate(take(config, 12)):
         place = [subset.identity(place) for place in range(len(subset))].index(sample.identity)
         step = position // config.batch
-        twin = loader._training_sample(corpus, config, subset, place, position, step)
+        twin = loader.training_sample(corpus, config, subset, place, position, step)
         ours, theirs = (make_training_batch([one], config, cpu) for one in (sample, twin))
         for name in ("image", "depth_m", "valid", "region", "K_px", "sample"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
