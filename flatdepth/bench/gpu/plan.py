@@ -54,8 +54,5 @@ PARTS = (
     _step("vits", 16, "bf16"),
     _step("vits", 16, "fp16", compiled=True),
     Part(name="training", run=training, seconds=60),
-    _step("vitl", 1, "fp16", compiled=True),
     _step("vitl", 4, "bf16", compiled=True),
-    _step("vitl", 1, "bf16", compiled=True),
-    _step("vits", 16, "bf16", compiled=True),
 )
