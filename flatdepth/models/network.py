@@ -58,7 +58,35 @@ class Supervision:
     seeds: tuple[int, ...]
 
 
-class DepthNetwork(nn.Module):
+class Reach:
+    """How far what predicts metres does.
+
+    Attributes:
+        max_depth_m: its largest depth, at the canonical focal length if there is one.
+        canonical_focal_px: at which its metres are true; None if they hang on no focal length.
+        calibration: what is made of its depth, or None.
+    """
+
+    max_depth_m: float
+    canonical_focal_px: float | None
+    calibration: Calibration | None
+
+    @property
+    def needs_focal(self) -> bool:
+        """Whether a prediction in metres depends on the focal length."""
+        return self.canonical_focal_px is not None
+
+    def reach_m(self, focal_px: float) -> float:
+        """What ``max_depth_m`` is in metres, in an image of that focal length in its own pixels."""
+        far_m = self.max_depth_m
+        if self.canonical_focal_px is not None:
+            far_m *= focal_px / self.canonical_focal_px
+        if self.calibration is not None:
+            far_m = float(self.calibration.correction(torch.tensor(far_m)))
+        return far_m
+
+
+class DepthNetwork(Reach, nn.Module):
     """A network that predicts one value per pixel.
 
     A subclass gives the attributes below, ``build`` (or ``parts``), ``logits`` and, where it is not
@@ -206,20 +234,6 @@ class DepthNetwork(nn.Module):
     def computes_in_half(self, module: str) -> bool:  # noqa: ARG002
         """Whether autocast may compute the module of this name in half precision."""
         return True
-
-    @property
-    def needs_focal(self) -> bool:
-        """Whether a prediction in metres depends on the focal length."""
-        return self.canonical_focal_px is not None
-
-    def reach_m(self, focal_px: float) -> float:
-        """What ``max_depth_m`` is in metres, in an image of that focal length in its own pixels."""
-        far_m = self.max_depth_m
-        if self.canonical_focal_px is not None:
-            far_m *= focal_px / self.canonical_focal_px
-        if self.calibration is not None:
-            far_m = float(self.calibration.correction(torch.tensor(far_m)))
-        return far_m
 
     def is_encoder(self, parameter: str) -> bool:
         """Whether a parameter of this name is the encoder's."""

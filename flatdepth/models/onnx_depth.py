@@ -17,12 +17,12 @@ from flatdepth.models.checkpoint import (
     open_model,
     trained_px,
 )
-from flatdepth.models.network import DepthNetwork, Kind
+from flatdepth.models.network import DepthNetwork, Kind, Reach
 
 SUFFIX = ".onnx"
 
 
-class OnnxDepth:
+class OnnxDepth(Reach):
     """A graph that predicts as the network it was made of; what it is stands in its metadata.
 
     It computes with as many threads as torch, on the GPU if the device is one and ONNX Runtime can.
@@ -73,20 +73,6 @@ class OnnxDepth:
         focal_px = said.get("canonical_focal_px")
         self.canonical_focal_px = None if focal_px is None else float(focal_px)
         self.calibration = calibration_of(said)
-
-    @property
-    def needs_focal(self) -> bool:
-        """As ``DepthNetwork.needs_focal``."""
-        return self.canonical_focal_px is not None
-
-    def reach_m(self, focal_px: float) -> float:
-        """As ``DepthNetwork.reach_m``."""
-        far_m = self.max_depth_m
-        if self.canonical_focal_px is not None:
-            far_m *= focal_px / self.canonical_focal_px
-        if self.calibration is not None:
-            far_m = float(self.calibration.correction(torch.tensor(far_m)))
-        return far_m
 
     def __call__(
         self, image: Float[Tensor, "b 3 h w"], focal_px: Float[Tensor, " b"] | None = None
