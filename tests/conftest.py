@@ -1,7 +1,8 @@
 """Shared data: a few tiny rooms and pictures, packed once for the whole test run."""
 
 import os
-from collections.abc import Iterator
+import runpy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 
+from flatdepth.cli import run_command
 from flatdepth.data.pack import pack
 from flatdepth.data.readers.rooms import PicturesReader, RoomsReader
 from flatdepth.data.shards.read import ShardSet
@@ -68,6 +70,32 @@ def edit_index(folder: Path, **changes: object) -> None:
     """Write the index of a set anew with other values in it."""
     index = ShardSet.open(folder, check_sizes=False).index
     write_index(Output(str(folder)), replace(index, **changes))  # type: ignore[arg-type]
+
+
+Tool = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def tool(capsys: pytest.CaptureFixture[str]) -> Tool:
+    """Run a tool as its command line does; gives exit code, terminal and error output."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        main = runpy.run_path(str(REPOSITORY / "tools" / f"{name}.py"))["main"]
+        with pytest.raises(SystemExit) as caught:
+            run_command(lambda: main([str(argument) for argument in arguments]))
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+def refused(tool: Tool, message: str, *arguments: object) -> None:
+    """One sentence that holds ``message``, exit code 2."""
+    code, _, err = tool(*arguments)
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err, err
 
 
 @pytest.fixture(autouse=True)

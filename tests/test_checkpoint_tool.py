@@ -2,9 +2,8 @@
 
 import json
 import pickle
-import runpy
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-from flatdepth.cli import run_command
 from flatdepth.models.checkpoint import open_model, save_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
 from flatdepth.models.network import UNUSED, Kind
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Tool, refused
 
 DEMO = REPOSITORY / "shards" / "demo_vitt.safetensors"
 TOOL = str(REPOSITORY / "tools" / "checkpoint.py")
@@ -54,30 +52,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Tool = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def tool(capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Run the tool as its command line does; gives exit code, terminal and error output."""
-    main = runpy.run_path(TOOL)["main"]
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            run_command(lambda: main([str(argument) for argument in arguments]))
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
-
-
-def refused(tool: Tool, message: str, *arguments: object) -> None:
-    """One sentence that holds ``message``, exit code 2."""
-    code, _, err = tool(*arguments)
-    assert code == 2
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err, err
+def tool(tool: Tool) -> Tool:
+    """``tools/checkpoint.py``."""
+    return partial(tool, "checkpoint")
 
 
 def rows(text: str) -> dict[str, str]:

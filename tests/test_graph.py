@@ -1,7 +1,6 @@
 """Graphs: what ONNX Runtime and torch.export make of a network is what the network predicts."""
 
 import json
-import runpy
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -13,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatdepth.cli import run_command
 from flatdepth.errors import UserError
 from flatdepth.models import graph
 from flatdepth.models.calibration import Calibration, Correction, HeldOut
@@ -24,7 +22,7 @@ from flatdepth.models.graph import export_graph
 from flatdepth.models.network import DepthNetwork
 from flatdepth.models.networks import make_network
 from flatdepth.models.onnx_depth import OnnxDepth
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Tool, refused
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -221,31 +219,6 @@ def test_float16_is_half_as_large_and_says_its_own_figure(graphs: Graphs, tmp_pa
 
 
 # Command lines.
-
-
-Tool = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tool(capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Run a tool as its command line does; gives exit code, terminal and error output."""
-
-    def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        main = runpy.run_path(str(REPOSITORY / "tools" / f"{name}.py"))["main"]
-        with pytest.raises(SystemExit) as caught:
-            run_command(lambda: main([str(argument) for argument in arguments]))
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
-
-
-def refused(tool: Tool, message: str, *arguments: object) -> None:
-    code, _, err = tool(*arguments)
-    assert code == 2, err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err, err
 
 
 @pytest.fixture(scope="module")

@@ -162,6 +162,15 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
         ShardSet.open(tmp_path)
 
 
+def test_samples_are_counted_from_the_end_too(directory: Path) -> None:
+    with ShardSet.open(directory) as shards:
+        assert shards.read(-1).key == shards.keys[14] and shards.read_bytes(-15)
+        assert shards.members(-2) == shards.members(13)
+        for outside in (15, -16):
+            with pytest.raises(IndexError):
+                shards.read(outside)
+
+
 def test_missing_and_foreign_columns_are_named(directory: Path) -> None:
     good = (directory / COLUMNS_NAME).read_bytes()
     for data in (b"", good[:-1], good + b"x", b"\xff" * 40):
@@ -287,6 +296,13 @@ def test_columns_of_a_remote_set_are_downloaded_once(
     edit_index(directory, splits=Categories.of(["val"] * 15))
     store.put(f"{directory}/*", f"{url}/")
     assert ShardSet.open(url).splits.counts() == {"val": 15}
+    for kept in (tmp_path / "cache").iterdir():
+        kept.write_bytes(kept.read_bytes().replace(b"room_0004/frame_02", b"room_0004/frame_20"))
+    with pytest.raises(
+        UserError, match=r"are damaged .*or delete the copy of its index in .*cache"
+    ):
+        ShardSet.open(url).read(0)
+    assert " ok" in str(verify(url)) and "damaged" not in str(verify(url))
     monkeypatch.setenv("FLATDEPTH_CACHE", f"{directory / INDEX_NAME}/x")
     with pytest.raises(UserError, match="set FLATDEPTH_CACHE to a directory"):
         ShardSet.open(url)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -186,8 +186,3 @@ def openings_text(found: list[Opening]) -> str:
             f"{one.index_mb:7.1f} {one.corpus_s:9.2f} {one.corpus_mb:7.1f}"
         )
     return "\n".join(lines)
-
-
-def as_figures(found: list[Opening]) -> dict[str, object]:
-    """For JSON."""
-    return {"openings": [asdict(one) for one in found]}

@@ -223,8 +223,8 @@ def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, obj
 
 def run_index(chosen: argparse.Namespace) -> dict[str, object]:
     """Opening a large set."""
-    from flatdepth.bench.index import as_figures, measure_openings, openings_text
+    from flatdepth.bench.index import measure_openings, openings_text
 
     found = measure_openings(chosen.samples)
     print(openings_text(found))
-    return as_figures(found)
+    return {"openings": [asdict(one) for one in found]}

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flatdepth.cli import Parser, as_called, called, number, parse_config
+from flatdepth.cli import Parser, as_called, called, number
 from flatdepth.errors import BadFrame, UserError, import_extra
 from flatdepth.models.precision import chosen_device
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
 
 
 def _log(rerun: Any, recording: Any, chosen: argparse.Namespace) -> int:
-    from flatdepth.config import TrainConfig
+    from flatdepth.api import configure
     from flatdepth.models.onnx_depth import open_depth
     from flatdepth.predict.inputs import find_inputs
     from flatdepth.predict.predictor import PredictOptions
@@ -46,8 +46,7 @@ def _log(rerun: Any, recording: Any, chosen: argparse.Namespace) -> int:
     weights = run / "weights" / "final.safetensors"
     config = None
     if len(chosen.inputs) == 1 and (run / "config.yaml").is_file():
-        arguments = [f"--config={run / 'config.yaml'}"]
-        config = parse_config(TrainConfig, arguments, prog="train.py", description=None)
+        config = configure(run / "config.yaml")
         if chosen.checkpoint:
             raise UserError(f"--checkpoint: {run} is a run, which has its own; leave it out")
         start = config.model.checkpoint

@@ -357,7 +357,7 @@ def verify(url: str | os.PathLike[str], workers: int | None = None) -> Verificat
         UserError: there is no finished set or its index is unusable.
     """
     _check_workers(workers)
-    with ShardSet.open(url, check_sizes=False) as shards:
+    with ShardSet.open(url, check_sizes=False, use_cache=False) as shards:
         numbers = range(len(shards.index.shards))
         with (
             _Progress(shards.dataset, len(shards), 0) as progress,

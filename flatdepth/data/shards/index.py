@@ -21,8 +21,9 @@ import hashlib
 import json
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +64,27 @@ BLOCK = 4096
 """Rows that have a checksum together."""
 
 
-class Strings(Sequence[str]):
+class StringColumn(Sequence[str], ABC):
+    """Strings that are made when they are asked for."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def at(self, place: int) -> str:
+        """The string at a place from 0 on."""
+
+    @overload
+    def __getitem__(self, i: SupportsIndex) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: SupportsIndex | slice) -> str | list[str]:
+        places = range(len(self))[i]
+        if isinstance(places, range):
+            return [self.at(place) for place in places]
+        return self.at(places)
+
+
+class Strings(StringColumn):
     """Strings in two arrays, for millions of them.
 
     Attributes:
@@ -93,19 +114,12 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, i: SupportsIndex) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: SupportsIndex | slice) -> str | list[str]:
-        place = range(len(self))[i]
-        if isinstance(place, range):
-            return [self[one] for one in place]
+    def at(self, place: int) -> str:
         begin = self.ends[place - 1] if place else 0
         return self.data[begin : self.ends[place]].tobytes().decode(errors="replace")
 
 
-class Categories(Sequence[str]):
+class Categories(StringColumn):
     """Strings of which many are the same.
 
     Attributes:
@@ -138,14 +152,8 @@ class Categories(Sequence[str]):
     def __len__(self) -> int:
         return len(self.codes)
 
-    @overload
-    def __getitem__(self, i: SupportsIndex) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: SupportsIndex | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self.names[code] for code in self.codes[i]]
-        return self.names[self.codes[i]]
+    def at(self, place: int) -> str:
+        return self.names[self.codes[place]]
 
     def isin(self, names: Iterable[str]) -> Bool[np.ndarray, " n"]:
         """Which of the strings are among ``names``."""
@@ -291,10 +299,9 @@ class Index:
             document = _checked(data)
             if document["format"] != _FORMAT:
                 raise ValueError(f"format {document['format']!r} instead of {_FORMAT!r}")
-            versions = (
-                (_LISTS_VERSION, _VERSION) if "checksum" in document else (_UNSIGNED_VERSION,)
-            )
-            if document["version"] not in versions:
+            is_signed = "checksum" in document
+            known = (_LISTS_VERSION, _VERSION) if is_signed else (_UNSIGNED_VERSION,)
+            if document["version"] not in known:
                 raise ValueError(
                     f"format version {document['version']!r}, this flatdepth reads {_VERSION}"
                 )
@@ -541,8 +548,9 @@ def check_rows(index: Index) -> None:
     """Raise ValueError where an index contradicts itself or names a file outside its set."""
     _check_head(index)
     n = len(index)
-    arrays = (index.scenes, index.splits, index.sizes, index.crc32, *index.members.values())
-    if {len(array) for array in arrays} != {n} or index.starts[-1] != n:
+    columns: list[Sized] = [index.scenes, index.splits, index.sizes, index.crc32]
+    columns += index.members.values()
+    if {len(column) for column in columns} != {n} or index.starts[-1] != n:
         raise ValueError("columns of different lengths")
     keys = list(index.keys)
     if bad := [key for key in keys if not is_key(key)]:

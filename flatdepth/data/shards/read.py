@@ -31,14 +31,22 @@ from flatdepth.data.shards import (
     WORK_DIR,
     is_key,
 )
-from flatdepth.data.shards.cache import downloaded
+from flatdepth.data.shards.cache import cache_directory, downloaded
 from flatdepth.data.shards.codec import (
     decode_depth,
     decode_frame,
     decode_image,
     decode_map,
 )
-from flatdepth.data.shards.index import BLOCK, Categories, Columns, Index, Strings, mapped_columns
+from flatdepth.data.shards.index import (
+    BLOCK,
+    Categories,
+    Columns,
+    Index,
+    Strings,
+    mapped_columns,
+    parsed_columns,
+)
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.resources import demo_file
 from flatdepth.types import FlatThings, Frame, RawFrame, Region
@@ -98,13 +106,17 @@ class ShardSet:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, url: str | os.PathLike[str], check_sizes: bool = True) -> "ShardSet":
+    def open(
+        cls, url: str | os.PathLike[str], check_sizes: bool = True, use_cache: bool = True
+    ) -> "ShardSet":
         """Open the set in a directory, at an fsspec URL, or at the path of its ``index.json``.
 
         Args:
             url: where the set is.
             check_sizes: compare the sizes of local shards with the index at once, rather than
                 find a truncated one hours later.
+            use_cache: take the columns of a remote index from this machine if they are kept here,
+                and keep them.
 
         Raises:
             UserError: there is no finished set, its index is unusable, or a shard is missing or
@@ -119,7 +131,7 @@ class ShardSet:
             raise UserError(_how_to_make(url, fs, root)) from error
         except OSError as error:
             raise UserError(f"cannot read {url}/{INDEX_NAME}: {error}") from error
-        shards = cls(url, fs, root, open_index(url, fs, root, data))
+        shards = cls(url, fs, root, open_index(url, fs, root, data, use_cache))
         if unknown := sorted(shards.index.members.keys() - KNOWN_EXTS):
             print(f"note: {url}: members .{unknown[0]} mean nothing here", file=sys.stderr)
         if check_sizes and isinstance(fs, LocalFileSystem):
@@ -145,7 +157,7 @@ class ShardSet:
         Raises:
             UserError: its shard is missing, truncated or damaged at this sample.
         """
-        i = int(i)
+        i = range(len(self))[i]
         with self._named(i):
             return raw_frame(self.keys[i], self.members(i))
 
@@ -168,6 +180,7 @@ class ShardSet:
     @contextmanager
     def _named(self, i: int) -> Iterator[None]:
         """Within, that sample ``i`` cannot be used is a UserError that names it."""
+        i = range(len(self))[i]
         try:
             yield
         except BadFrame as error:
@@ -178,7 +191,7 @@ class ShardSet:
 
     def members(self, i: SupportsIndex) -> dict[str, bytes]:
         """The files of sample ``i`` by extension. Raises UserError as ``read_bytes``."""
-        i = int(i)
+        i = range(len(self))[i]
         blob, start = self.read_bytes(i), self.index.span(i)[0]
         rows = {ext: table[i].tolist() for ext, table in self.index.members.items()}
         return {
@@ -194,7 +207,7 @@ class ShardSet:
             UserError: its shard is missing or truncated, or these are not the bytes that were
                 packed (their CRC-32 is in the index).
         """
-        i = int(i)
+        i = range(len(self))[i]
         self._check_block(i // BLOCK)
         start, end = self.index.span(i)
         number = int(self.index.shard_of(i))
@@ -233,9 +246,15 @@ class ShardSet:
         if self.index.block_checksum(block) != self.index.blocks[block]:
             raise UserError(
                 f"{self.url}/{COLUMNS_NAME}: rows {block * BLOCK} and on are damaged (their "
-                "checksum differs); copy or pack the set again"
+                f"checksum differs); copy or pack the set again{self._kept}"
             )
         self._checked.add(block)
+
+    @property
+    def _kept(self) -> str:
+        """What else can be done where columns are damaged."""
+        local = isinstance(self._fs, LocalFileSystem)
+        return "" if local else f", or delete the copy of its index in {cache_directory()}"
 
     def shard_path(self, number: int) -> str:
         """Path of a shard in the set's file system."""
@@ -298,10 +317,12 @@ class ShardSet:
                 )
 
 
-def open_index(url: str, fs: fsspec.AbstractFileSystem, root: str, data: bytes) -> Index:
+def open_index(
+    url: str, fs: fsspec.AbstractFileSystem, root: str, data: bytes, use_cache: bool
+) -> Index:
     """The index of the set at ``url`` from the bytes of its ``index.json``.
 
-    The columns of a remote set are downloaded once, into a cache.
+    The columns of a remote set are downloaded once, into a cache, if that is to be used.
 
     Raises:
         UserError: as ``Index.from_bytes``, or the columns are not there.
@@ -312,6 +333,8 @@ def open_index(url: str, fs: fsspec.AbstractFileSystem, root: str, data: bytes) 
         try:
             if isinstance(fs, LocalFileSystem):
                 return mapped_columns(Path(path))
+            if not use_cache:
+                return parsed_columns(_cat(fs, path))
             name = f"index-{checksum}.safetensors"
             return mapped_columns(
                 downloaded(name, lambda to: _retried(path, lambda: fs.get_file(path, to), ATTEMPTS))
