@@ -80,7 +80,7 @@ def test_it_is_committed_without_outputs_and_names_no_place_of_one_machine() -> 
             assert cell.outputs == [] and cell.execution_count is None, cell.id
     text = NOTEBOOK.read_text("utf-8")
     assert not ABSOLUTE.search(text) and str(REPOSITORY) not in text
-    assert ABSOLUTE.search('raw = "/home/me/frames"') and not ABSOLUTE.search("docs/tmp/x, a/b")
+    assert ABSOLUTE.search('raw = "/mnt/me/frames"') and not ABSOLUTE.search("docs/tmp/x, a/b")
 
 
 def test_links_of_its_texts_are_there() -> None:
