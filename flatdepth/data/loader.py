@@ -1,17 +1,19 @@
 """From positions to batches: threads that read, decode and plan, and the copy to the device.
 
 JPEG and zstd decoding, numpy and PIL release the interpreter lock for most of their time, so
-threads in the training process keep up without pickling or shared memory. Results come in order.
+threads in the training process keep up without pickling or shared memory. Planning does not: where
+that sets the pace, each thread has a process that does its work. Results come in order.
 """
 
 import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -25,11 +27,12 @@ from flatdepth.augment.photometric import NEUTRAL, draw_photometric
 from flatdepth.augment.plan.coarse import thin_view
 from flatdepth.augment.plan.layout import Paste, is_pasted, plan_pastes
 from flatdepth.augment.rng import Draws, hash_words
-from flatdepth.cli import free_memory
+from flatdepth.cli import free_memory, keep_freed_memory
 from flatdepth.config import MAX_DEPTH_M, DataConfig, ModelConfig, PasteConfig, TrainConfig
-from flatdepth.data.frames import Corpus, Pictures, Subset
+from flatdepth.data.frames import Corpus, Pictures, Subset, open_corpus
 from flatdepth.data.order import Order, rank_positions
 from flatdepth.data.streams import Window
+from flatdepth.data.workers import Workers
 from flatdepth.errors import UserError
 from flatdepth.geometry import View, view_depth, view_image, view_region
 from flatdepth.types import Batch, Frame
@@ -129,9 +132,9 @@ def training_samples(
     """Endless micro-batches of one rank from an optimiser step on; see ``expect_room_ahead``.
 
     A sample, its crop and its pastes are functions of (seed, position) and the configuration, so
-    the stream can be entered at any step and does not depend on ranks or threads. Samples of
-    WebDataset streams are functions of (seed, first step, rank, ranks): a position says which
-    stream is read on, and how it is drawn.
+    the stream can be entered at any step and does not depend on ranks, threads or processes.
+    Samples of WebDataset streams are functions of (seed, first step, rank, ranks): a position says
+    which stream is read on, and how it is drawn.
     """
     expect_room_ahead(corpus, config)
     sizes = (1,) * len(corpus.streams) or tuple(len(subset) for subset in corpus.train)
@@ -143,7 +146,7 @@ def training_samples(
     per_step = accumulation * config.micro_batch
     steps = max(1, LOOKED_UP // per_step)
 
-    def tasks() -> Iterator[tuple[int, Subset | Future[Window], int, int]]:
+    def tasks() -> Iterator[tuple[int, int | Future[Window], int, int]]:
         for first in itertools.count(first_step, steps):
             positions = [
                 rank_positions(
@@ -160,18 +163,22 @@ def training_samples(
             draw = order.draw(np.concatenate(positions))
             samples = zip(draw.set.tolist(), draw.index.tolist(), draw.epoch.tolist(), strict=True)
             for number, (set_, place, epoch) in enumerate(samples):
-                source = reader.submit(next, streams[set_]) if streams else corpus.train[set_]
+                source = reader.submit(next, streams[set_]) if streams else set_
                 yield first + number // per_step, source, place, epoch
 
-    def load(task: tuple[int, Subset | Future[Window], int, int]) -> Sample:
+    count = config.data.processes
+    workers = Workers(partial(_in_process, config, dict(corpus.digests)), count) if count else None
+    prepare = workers or partial(_prepare, corpus, config)
+
+    def load(task: tuple[int, int | Future[Window], int, int]) -> Sample:
         step, source, place, epoch = task
         frames = source.result() if isinstance(source, Future) else source
-        return training_sample(corpus, config, frames, place, epoch, step)
+        return prepare((step, frames, place, epoch))
 
     samples = in_order(
         load,
         tasks(),
-        threads=config.data.threads,
+        threads=count or config.data.threads,
         ahead=config.data.prefetch * config.micro_batch,
     )
 
@@ -186,8 +193,30 @@ def training_samples(
                         batch = []
         finally:
             reader.shutdown(wait=False, cancel_futures=True)
+            if workers is not None:
+                workers.close()
 
     return micro_batches()
+
+
+def _prepare(
+    corpus: Corpus, config: TrainConfig, task: tuple[int, int | Window, int, int]
+) -> Sample:
+    """The sample of (step, number of the training set or samples of a stream, place, epoch)."""
+    step, source, place, epoch = task
+    frames = corpus.train[source] if isinstance(source, int) else source
+    return training_sample(corpus, config, frames, place, epoch, step)
+
+
+def _in_process(
+    config: TrainConfig, digests: Mapping[str, str]
+) -> Callable[[tuple[int, int | Window, int, int]], Sample]:
+    """``_prepare`` for a process of its own, which opens the corpus once more."""
+    keep_freed_memory()
+    corpus = open_corpus(config.data)
+    if corpus.digests != digests:
+        raise UserError("data: a shard set was changed while the run began; start it again")
+    return partial(_prepare, corpus, config)
 
 
 def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:

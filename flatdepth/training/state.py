@@ -52,6 +52,7 @@ SAFE_TO_CHANGE = (
     "max_bad_steps",
     "resume",
     "data.threads",
+    "data.processes",
     "data.prefetch",
     "model.checkpointing",
     "eval.batch",
