@@ -59,6 +59,7 @@ LARGEST_KEPT_BYTES = 1 << 25
 GRACE_SECONDS = 3.0
 """How long a stopped process waits for its threads, which may hang in a read."""
 
+INTERRUPTING = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = "interrupted by {}; what was finished stays, and nothing half-written\n"
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -290,10 +291,11 @@ def _interrupted_by_signals(tell: Callable[[int], int]) -> Iterator[None]:
 
     def watch() -> None:
         with os.fdopen(reading, "rb", buffering=0) as signals:
-            if number := signals.read(1):
-                code = tell(number[0])
-                time.sleep(GRACE_SECONDS)
-                os._exit(code)
+            while number := signals.read(1):
+                if number[0] in INTERRUPTING:  # not SIGCHLD, which DataLoader handles
+                    code = tell(number[0])
+                    time.sleep(GRACE_SECONDS)
+                    os._exit(code)
 
     def interrupt(number: int, _: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt(number)
@@ -308,7 +310,7 @@ def signals_to(
     handler: Callable[[int, FrameType | None], object], wakeup: int = -1
 ) -> Iterator[None]:
     """Within, ``handler`` gets SIGINT and SIGTERM, and the file ``wakeup`` their numbers."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in INTERRUPTING}
     woken = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     try:
         yield
@@ -320,7 +322,7 @@ def signals_to(
 
 def end_soon(code: int) -> None:
     """End the process in ``GRACE_SECONDS`` even if a thread hangs by then; a signal ends it now."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in INTERRUPTING:
         signal.signal(number, signal.SIG_DFL)
     timer = threading.Timer(GRACE_SECONDS, os._exit, (code,))
     timer.daemon = True

@@ -119,7 +119,7 @@ def test_loader_contenders_decode_the_same_frames(config: TrainConfig) -> None:
 def test_every_loader_contender_gives_the_samples_it_is_timed_for(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stand-in for DataLoader, whose workers take seconds to start."""
+    """With stand-ins for DataLoader and our own processes, which take seconds to start."""
     given: Counter[str] = Counter()
 
     def counted(name: str, stream: Iterable[object]) -> Iterator[object]:
@@ -139,10 +139,18 @@ def test_every_loader_contender_gives_the_samples_it_is_timed_for(
         lambda stream, samples: timed(counted(f"stream {next(streams)}", stream), samples),
     )
     monkeypatch.setattr(benchmark_loader, "DataLoader", stand_in)
+    monkeypatch.setattr(benchmark_loader, "_with_processes", lambda config, _: config)
     found = measure_loader(config, samples=6, rounds=2, pace=1e3)
-    assert set(found.rates) == set(found.cpu_ms) == {DECODING, CLEAN, PASTED, WEBDATASET}
+    assert (
+        set(found.rates)
+        == set(found.cpu_ms)
+        == {
+            *(DECODING, CLEAN, PASTED, WEBDATASET),
+            *(benchmark_loader.ONE_PROCESS, benchmark_loader.PROCESSES),
+        }
+    )
     assert all(0 < low <= middle <= high for low, middle, high in found.rates.values())
-    assert list(given.values()) == [benchmark_loader.WARM_UP + 6] * 4 * 2
+    assert list(given.values()) == [benchmark_loader.WARM_UP + 6] * 6 * 2
     assert 0 <= found.wait_share <= 1
     text = benchmark_loader.loader_text(config, found)
     assert "frames of 84 x 112, 2 threads" in text and WEBDATASET in text

@@ -2,7 +2,9 @@
 
 import dataclasses
 import runpy
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,18 @@ def test_what_cannot_be_written_is_one_sentence(
     assert said == f"error: {tmp_path / 'file' / 'below'}: Not a directory; name another place\n"
     with pytest.raises(OSError, match="no place"):
         run_command(lambda: (_ for _ in ()).throw(OSError("no place")))
+
+
+def test_signals_that_others_handle_interrupt_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """As the SIGCHLD of a DataLoader's workers."""
+
+    def main() -> int:
+        before = signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.raise_signal(signal.SIGCHLD)
+        time.sleep(0.2)  # for the thread that tells of interruptions
+        signal.signal(signal.SIGCHLD, before)
+        return 7
+
+    with pytest.raises(SystemExit, match="7"):
+        run_command(main)
+    assert capfd.readouterr().err == ""

@@ -23,6 +23,7 @@ from flatdepth.cli import keep_freed_memory
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Corpus, open_corpus
 from flatdepth.data.loader import in_order, training_samples
+from flatdepth.data.pack import cpus
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.shards.webdataset import flatdepth_decoder
 from flatdepth.errors import UserError
@@ -34,6 +35,8 @@ DISTINCT = 64
 DECODING = "decoding only"
 CLEAN = "loader, no pastes"
 PASTED = "loader, pastes planned"
+ONE_PROCESS = "... in 1 process"
+PROCESSES = f"... in {cpus()} processes"
 WEBDATASET = "WebDataset + DataLoader"
 
 
@@ -45,8 +48,10 @@ class LoaderRates:
         rates: samples per second by contender.
         cpu_ms: CPU milliseconds per sample, workers included, by contender. On a machine that
             others use too these are the steadier figures.
+        own_ms: those of the training process alone, which more workers do not share.
         to_decoding: rate of the loader without pastes to that of decoding alone in the same round.
         to_webdataset: the same to WebDataset + DataLoader.
+        to_one_process: rate of as many processes as there are CPUs to that of one.
         wait_share: share of the time that a training of ``pace`` images/s waits for data.
         pace: images/s.
         environment: what the figures depend on.
@@ -54,8 +59,10 @@ class LoaderRates:
 
     rates: Mapping[str, tuple[float, float, float]]
     cpu_ms: Mapping[str, tuple[float, float, float]]
+    own_ms: Mapping[str, tuple[float, float, float]]
     to_decoding: tuple[float, float, float]
     to_webdataset: tuple[float, float, float]
+    to_one_process: tuple[float, float, float]
     wait_share: float
     pace: float
     environment: Mapping[str, object]
@@ -80,18 +87,23 @@ def measure_loader(config: TrainConfig, *, samples: int, rounds: int, pace: floa
     no_pastes = dataclasses.replace(config.paste, share=0.0, stages=[])
     contenders: dict[str, Callable[[], Generator[object, None, None]]] = {
         DECODING: partial(_decode_only, corpus, config),
-        CLEAN: partial(_loader, corpus, dataclasses.replace(config, paste=no_pastes)),
-        PASTED: partial(_loader, corpus, config),
+        CLEAN: partial(
+            _loader, corpus, _with_processes(dataclasses.replace(config, paste=no_pastes), 0)
+        ),
+        PASTED: partial(_loader, corpus, _with_processes(config, 0)),
+        ONE_PROCESS: partial(_loader, corpus, _with_processes(config, 1)),
+        PROCESSES: partial(_loader, corpus, _with_processes(config, cpus())),
         WEBDATASET: _WebDataset(corpus, config, WARM_UP + samples),
     }
     names = list(contenders)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
     for number in tqdm(range(rounds), desc="rounds", disable=None, leave=False):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             found[name].append(_timed(contenders[name](), samples))
     seconds = {name: np.array(values)[:, 0] for name, values in found.items()}
     cpu_seconds = {name: np.array(values)[:, 1] for name, values in found.items()}
+    own_seconds = {name: np.array(values)[:, 2] for name, values in found.items()}
     sizes = {
         tuple(size)
         for subset in corpus.train
@@ -100,8 +112,10 @@ def measure_loader(config: TrainConfig, *, samples: int, rounds: int, pace: floa
     return LoaderRates(
         rates={name: _quartiles(samples / values) for name, values in seconds.items()},
         cpu_ms={name: _quartiles(1e3 * values / samples) for name, values in cpu_seconds.items()},
+        own_ms={name: _quartiles(1e3 * values / samples) for name, values in own_seconds.items()},
         to_decoding=_quartiles(seconds[DECODING] / seconds[CLEAN]),
         to_webdataset=_quartiles(seconds[WEBDATASET] / seconds[CLEAN]),
+        to_one_process=_quartiles(seconds[ONE_PROCESS] / seconds[PROCESSES]),
         wait_share=_wait_share(corpus, config, pace, samples),
         pace=pace,
         environment={
@@ -114,26 +128,30 @@ def measure_loader(config: TrainConfig, *, samples: int, rounds: int, pace: floa
 
 def loader_rate(corpus: Corpus, config: TrainConfig, samples: int) -> float:
     """Samples per second that training would get, over ``samples`` of them."""
-    seconds, _ = _timed(_loader(corpus, config), samples)
-    return samples / seconds
+    return samples / _timed(_loader(corpus, config), samples)[0]
 
 
-def _timed(stream: Generator[object, None, None], samples: int) -> tuple[float, float]:
-    """Wall and CPU seconds of ``samples`` after the warm-up; the stream is closed."""
+def _with_processes(config: TrainConfig, count: int) -> TrainConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, processes=count))
+
+
+def _timed(stream: Generator[object, None, None], samples: int) -> tuple[float, float, float]:
+    """Seconds of ``samples`` after the warm-up: wall, CPU, and CPU of this process alone."""
     for _ in itertools.islice(stream, WARM_UP):
         pass
-    wall, cpu = time.perf_counter(), _cpu_seconds()
+    begin = np.array([time.perf_counter(), *_cpu_seconds()])
     for _ in itertools.islice(stream, samples):
         pass
-    wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
+    wall, cpu, own = np.array([time.perf_counter(), *_cpu_seconds()]) - begin
     stream.close()
-    return wall, cpu
+    return wall, cpu, own
 
 
-def _cpu_seconds() -> float:
-    """CPU time of this process and its living children so far."""
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(times.user + times.system for times in (p.cpu_times() for p in processes))
+def _cpu_seconds() -> tuple[float, float]:
+    """CPU time so far of this process with its living children, and of this process."""
+    this = psutil.Process()
+    own, *others = (sum(p.cpu_times()[:2]) for p in (this, *this.children(recursive=True)))
+    return own + sum(others), own
 
 
 def _decode_only(corpus: Corpus, config: TrainConfig) -> Generator[object, None, None]:
@@ -260,6 +278,14 @@ def loader_text(config: TrainConfig, found: LoaderRates) -> str:
             f"by CPU time {cpu:.2f}"
         )
     plan_ms = found.cpu_ms[PASTED][1] - found.cpu_ms[CLEAN][1]
-    lines.append(f"planning pastes: {plan_ms:.1f} ms of CPU per sample")
+    low, middle, high = found.to_one_process
+    own, cpu = found.own_ms[PROCESSES][1], found.cpu_ms[PROCESSES][1]
+    lines += [
+        f"planning pastes: {plan_ms:.1f} ms of CPU per sample, in threads one at a time: at most "
+        f"{1e3 / plan_ms:.0f} samples/s",
+        f"{PROCESSES} to 1: {middle:.2f} ({low:.2f}-{high:.2f}); of {cpu:.1f} ms the training "
+        f"itself takes {own:.1f}: on 16 cores, by arithmetic, {min(1e3 / own, 16e3 / cpu):.0f} "
+        "samples/s",
+    ]
     lines.append(f"a training of {found.pace:g} images/s waits {found.wait_share:.1%} of the time")
     return "\n".join(lines)

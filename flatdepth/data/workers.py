@@ -81,7 +81,7 @@ class Workers(Generic[Task, Result]):
                     )
                     continue
                 if succeeded:
-                    return result  # type: ignore[no-any-return]
+                    return result
                 raise result
         finally:
             self._idle.put(worker)

@@ -42,7 +42,7 @@ PARTS = (
     Part(name="resume", run=resume, seconds=40, on_gpu=False),
     Part(name="overflow", run=overflow, seconds=12, on_gpu=False),
     _step("vits", 16, "fp16"),
-    Part(name="loader", run=loader, seconds=12),
+    Part(name="loader", run=loader, seconds=24),
     Part(name="kernels", run=kernels, seconds=15),
     Part(name="precision", run=precision, seconds=12),
     _memory("vits_indoor", 8),
