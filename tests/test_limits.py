@@ -356,6 +356,7 @@ def lives(pid: int) -> bool:
     ("arguments", "key"),
     [
         (["--data.prefetch=1024", "--micro_batch=1024"], "data.prefetch x micro_batch: "),
+        (["--data.processes=256"], "data.processes: "),
         (["--micro_batch=1024", "--data.height=4004", "--data.width=4004"], "micro_batch 1024, "),
     ],
 )

@@ -44,6 +44,9 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 FRAME_BYTES = 8
 """Per pixel of a prepared sample: colours, depth, and one for what else there is."""
 
+PROCESS_BYTES = 400 * 10**6
+"""What a process that prepares samples takes."""
+
 EVAL_AHEAD = 4
 """Validation batches prepared ahead."""
 
@@ -223,7 +226,8 @@ def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
     """Refuse to prepare more samples ahead than half of the free memory holds.
 
     Raises:
-        UserError: it does not hold as many of the largest frames with what their pastes show.
+        UserError: it does not hold as many of the largest frames with what their pastes show, or
+            the processes that prepare them.
     """
     frame_px = max(
         int(subset.shards.sizes[subset.rows].prod(axis=1, dtype=np.int64).max())
@@ -232,6 +236,11 @@ def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
     )
     shown_px = config.data.height * config.data.width * config.paste.max_pastes
     room = free_memory() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if config.data.processes * PROCESS_BYTES > room:
+        raise UserError(
+            f"data.processes: expected at most the {room // PROCESS_BYTES} that half of the free "
+            f"memory holds, got {config.data.processes}; lower it"
+        )
     most = room // (FRAME_BYTES * (frame_px + shown_px))
     for keys, ahead in (
         ("data.prefetch x micro_batch", config.data.prefetch * config.micro_batch),
