@@ -290,11 +290,10 @@ def _interrupted_by_signals(tell: Callable[[int], int]) -> Iterator[None]:
 
     def watch() -> None:
         with os.fdopen(reading, "rb", buffering=0) as signals:
-            while number := signals.read(1):  # of a SIGCHLD too, where DataLoader has workers
-                if number[0] in (signal.SIGINT, signal.SIGTERM):
-                    code = tell(number[0])
-                    time.sleep(GRACE_SECONDS)
-                    os._exit(code)
+            if number := signals.read(1):
+                code = tell(number[0])
+                time.sleep(GRACE_SECONDS)
+                os._exit(code)
 
     def interrupt(number: int, _: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt(number)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -146,22 +145,3 @@ def test_what_cannot_be_written_is_one_sentence(
     assert said == f"error: {tmp_path / 'file' / 'below'}: Not a directory; name another place\n"
     with pytest.raises(OSError, match="no place"):
         run_command(lambda: (_ for _ in ()).throw(OSError("no place")))
-
-
-def test_a_process_of_its_own_that_ends_interrupts_no_command() -> None:
-    """DataLoader has a handler of SIGCHLD, so the end of each of its workers wakes Python up."""
-    script = """
-import signal, subprocess, sys, time
-from flatdepth import cli
-
-def main():
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    subprocess.run([sys.executable, "-c", ""], check=True)
-    time.sleep(0.5)
-    print("done")
-
-cli.GRACE_SECONDS = 0.1
-cli.run_command(main)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
