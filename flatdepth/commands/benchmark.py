@@ -4,7 +4,7 @@ flatdepth benchmark paste [--batch 4] [--size 518] [--rounds 20]      the paste 
 flatdepth benchmark memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of a training
 flatdepth benchmark step [--steps 10] [--config FILE]                 stages of its steps
 flatdepth benchmark loader [--samples 128] [--config FILE]            reading and decoding
-flatdepth benchmark decode [PICTURE ...] [--threads 1 2 4]            JPEG decoders, their pixels too
+flatdepth benchmark decode [PICTURE ...] [--threads 1 2 4]            JPEG decoders
 flatdepth benchmark index [--samples 1000000]                         opening a large set
 flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
