@@ -1,5 +1,6 @@
 """Benchmarks: fair turns, times that add up, contenders that do the same work, mistakes named."""
 
+import io
 import itertools
 import json
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from flatdepth.bench import decode as benchmark_decode
 from flatdepth.bench import loader as benchmark_loader
 from flatdepth.bench import step as benchmark_step
 from flatdepth.bench.loader import CLEAN, DECODING, PASTED, WEBDATASET, measure_loader
@@ -22,6 +25,7 @@ from flatdepth.cli import parse_config
 from flatdepth.commands.benchmark import main
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
+from flatdepth.data.shards.codec import decode_image
 from flatdepth.data.shards.webdataset import flatdepth_decoder
 from flatdepth.errors import UserError
 from flatdepth.training.memory import count_flops
@@ -154,6 +158,60 @@ def test_every_loader_contender_gives_the_samples_it_is_timed_for(
     assert 0 <= found.wait_share <= 1
     text = benchmark_loader.loader_text(config, found)
     assert "frames of 84 x 112, 2 threads" in text and WEBDATASET in text
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
+def test_decoders_take_the_same_files_and_differences_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one that is off by two in every seventh value, and one that knows no grey."""
+
+    def off(payload: bytes) -> np.ndarray:
+        pixels = decode_image(payload).astype(np.int16)
+        steps = pixels.reshape(-1)[::7]
+        steps += np.where(steps < 128, 2, -2).astype(np.int16)
+        return pixels.astype(np.uint8)
+
+    def without_grey(payload: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(payload)) as image:
+            if image.mode == "L":
+                raise ValueError("grey")
+        return decode_image(payload)
+
+    real = benchmark_decode.decoders
+    monkeypatch.setattr(
+        benchmark_decode, "decoders", lambda: {**real(), "off": off, "no grey": without_grey}
+    )
+    out = tmp_path / "figures.json"
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 35, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    tool(monkeypatch, "decode", str(tmp_path), "--rounds=1", "--threads", "1", "2", f"--out={out}")
+    found = json.loads(out.read_text())["decodings"]
+    assert [one["kind"] for one in found] == ["as they are", *benchmark_decode.KINDS]
+    for one in found:
+        taken = {name for name in one["differences"] if name not in ("off", "no grey")}
+        assert {benchmark_decode.PILLOW, benchmark_decode.OURS, "kornia_rs"} <= taken
+        assert all(one["differences"][name]["largest"] == 0 for name in taken)
+        assert one["differences"]["off"] == {
+            "largest": 2,
+            "mean": pytest.approx(2 / 7),
+            "share": pytest.approx(1 / 7),
+        }
+        assert ("no grey" in one["differences"]) == (one["kind"] != "grey")
+        assert list(one["timings"]) == ["1", "2"]
+        for timings in one["timings"].values():
+            assert [timing["name"] for timing in timings] == list(one["differences"])
+    assert "off up to 2, mean 0.286, 14.3% of them" in capsys.readouterr().out
+
+
+def test_pictures_to_decode_are_named_where_they_are_not_there(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "x", "does not exist"), (tmp_path, "no JPEG at")):
+        with pytest.raises(UserError, match=message):
+            benchmark_decode.pictures([path])
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"a\.jpg: image unreadable.*leave it out"):
+        benchmark_decode.pictures([tmp_path])
+    assert len(benchmark_decode.pictures([])) == 9
 
 
 def tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -6,7 +6,9 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import h5py
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from flatdepth.data.shards import codec
 from flatdepth.data.shards.codec import (
     MAX_PIXELS,
     decode_depth,
@@ -359,6 +362,63 @@ class TestImage:
             parallel = list(pool.map(decode_image, payloads * 4))
         for got, payload in zip(parallel, payloads * 4, strict=True):
             np.testing.assert_array_equal(got, decode_image(payload))
+
+
+def jpeg_kinds() -> dict[str, bytes]:
+    """A smooth picture with noise, of sides that no block size divides, as JPEGs of every kind."""
+    draw = np.random.default_rng(1)
+    waves = 128 + 90 * np.sin(np.add.outer(np.arange(61) / 9, np.arange(83) / 7))
+    picture = (waves[..., None] + draw.normal(0, 20, (61, 83, 3))).clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(picture)
+    kinds = {
+        "4:4:4": encode_image(image, "JPEG", quality=95, subsampling=0),
+        "4:2:2": encode_image(image, "JPEG", quality=90, subsampling=1),
+        "4:2:0": encode_image(image, "JPEG", quality=75, subsampling=2),
+        "best": encode_image(image, "JPEG", quality=100, subsampling=2),
+        "coarse": encode_image(image, "JPEG", quality=3, subsampling=2),
+        "progressive": encode_image(image, "JPEG", progressive=True),
+        "restart markers": encode_image(image, "JPEG", restart_marker_blocks=3),
+        "stored as RGB": encode_image(image, "JPEG", keep_rgb=True),
+        "grey": encode_image(image.convert("L"), "JPEG"),
+        "with metadata": encode_image(image, "JPEG", exif=Image.Exif(), icc_profile=bytes(300)),
+        "a pixel": encode_image(image.crop((0, 0, 1, 1)), "JPEG"),
+    }
+    for name, factor in (
+        ("4:1:1", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
+        ("4:4:0", cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
+    ):
+        options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
+        kinds[name] = cv2.imencode(".jpg", picture, options)[1].tobytes()
+    return kinds
+
+
+class TestJpegPixels:
+    """simplejpeg and Pillow carry a libjpeg-turbo each; whatever Pillow says is right."""
+
+    @pytest.mark.parametrize("kind", jpeg_kinds())
+    def test_they_are_pillows(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("simplejpeg")
+        payload = jpeg_kinds()[kind]
+        with Image.open(io.BytesIO(payload)) as image:
+            assert codec._jpeg_pixels(payload, image) is not None
+        got = decode_image(payload)
+        assert got.flags.writeable and got.flags.c_contiguous
+        monkeypatch.setattr(codec, "simplejpeg", None)
+        np.testing.assert_array_equal(got, decode_image(payload))
+
+    def test_a_size_that_only_one_of_them_reads_is_not_believed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With a stand-in, as the two have not been seen to disagree."""
+        payload = jpeg_kinds()["4:2:0"]
+        want = decode_image(payload)
+
+        def smaller(_: bytes, *, buffer: np.ndarray) -> np.ndarray:
+            buffer[:] = 0
+            return buffer[1:]
+
+        monkeypatch.setattr(codec, "simplejpeg", SimpleNamespace(decode_jpeg=smaller))
+        np.testing.assert_array_equal(decode_image(payload), want)
 
 
 def raw_frame(**changes: object) -> RawFrame:

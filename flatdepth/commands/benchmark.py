@@ -4,6 +4,7 @@ flatdepth benchmark paste [--batch 4] [--size 518] [--rounds 20]      the paste 
 flatdepth benchmark memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of a training
 flatdepth benchmark step [--steps 10] [--config FILE]                 stages of its steps
 flatdepth benchmark loader [--samples 128] [--config FILE]            reading and decoding
+flatdepth benchmark decode [PICTURE ...] [--threads 1 2 4]            JPEG decoders
 flatdepth benchmark index [--samples 1000000]                         opening a large set
 flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
@@ -30,13 +31,14 @@ from flatdepth.resources import QUICKSTART, ROOT
 def main(argv: list[str]) -> int:
     """Parse the command line and run one benchmark."""
     chosen, others = options().parse_known_args(argv)
-    if chosen.command in ("paste", "index", "gpu") and others:
+    if chosen.command in ("paste", "index", "decode", "gpu") and others:
         own = f"{called('benchmark')} {chosen.command}"
         raise UserError(f"unknown option {others[0]}; see {own} --help")
     if chosen.command == "gpu":
         return run_gpu(chosen)
-    if chosen.command in ("paste", "index"):
-        figures = (run_paste if chosen.command == "paste" else run_index)(chosen)
+    alone = {"paste": run_paste, "index": run_index, "decode": run_decode}
+    if chosen.command in alone:
+        figures = alone[chosen.command](chosen)
     else:
         arguments = others or [f"--config={QUICKSTART}"]
         config = parse_config(TrainConfig, arguments, prog=called("benchmark"), description=None)
@@ -56,6 +58,7 @@ def options() -> Parser:
         "memory": "GPU memory of a training, measured on CUDA, else simulated",
         "step": "stages of an optimiser step",
         "loader": "the loader against decoding alone and against WebDataset + DataLoader",
+        "decode": "JPEG decoders: their time and whether their pixels are Pillow's",
         "index": "opening a made-up set: its index and the corpus of a training (Linux)",
         "gpu": "everything that needs a GPU, the most important first, each in its own process",
     }
@@ -103,6 +106,17 @@ def options() -> Parser:
         default=4.0,
         help="images/s of the training whose waiting is measured (about ViT-L on a laptop's GPU)",
     )
+    subs["decode"].add_argument(
+        "pictures",
+        type=Path,
+        nargs="*",
+        metavar="PICTURE",
+        help="JPEG files or folders of them (default: some of the demo sets)",
+    )
+    subs["decode"].add_argument(
+        "--threads", type=number(1, 256), nargs="+", default=(1, 2, 4), help="numbers of threads"
+    )
+    subs["decode"].add_argument("--rounds", type=number(1, 10**5), default=20, help="rounds")
     subs["index"].add_argument(
         "--samples", type=number(10, 10**8), default=10**6, help="of the set (default: 10^6)"
     )
@@ -219,6 +233,17 @@ def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, obj
     found = measure_loader(config, samples=chosen.samples, rounds=chosen.rounds, pace=chosen.pace)
     print(loader_text(config, found))
     return asdict(found)
+
+
+def run_decode(chosen: argparse.Namespace) -> dict[str, object]:
+    """Decoders side by side."""
+    from flatdepth.bench.decode import decoding_text, measure_decoding, pictures
+
+    payloads = pictures(chosen.pictures)
+    found = measure_decoding(payloads, threads=chosen.threads, rounds=chosen.rounds)
+    print(decoding_text(payloads, found))
+    facts = environment(torch.device("cpu"))
+    return {"environment": facts, "decodings": [asdict(one) for one in found]}
 
 
 def run_index(chosen: argparse.Namespace) -> dict[str, object]:

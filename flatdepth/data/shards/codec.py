@@ -27,6 +27,11 @@ from flatdepth.errors import BadFrame
 from flatdepth.geometry import pixel_rays
 from flatdepth.types import DepthCodes, FlatThings, Frame, RawFrame
 
+try:
+    import simplejpeg
+except ImportError:  # it has no wheels for this Python yet; Pillow gives the same pixels
+    simplejpeg = None
+
 MAX_PIXELS = 1 << 26
 """Images and depth maps above this many pixels (8192 x 8192) are refused as size bombs."""
 
@@ -168,7 +173,8 @@ def decode_image(payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
         with Image.open(io.BytesIO(payload), formats=("JPEG", "PNG", "WEBP")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadFrame("image too large", f"{image.width}x{image.height} pixels")
-            return np.array(_to_rgb(image))
+            pixels = _jpeg_pixels(payload, image)
+            return np.array(_to_rgb(image)) if pixels is None else pixels
     except BadFrame:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -280,12 +286,13 @@ def _differences(patterns: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 
 def _sums(zigzag: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Undo ``_differences`` in place."""
+    """Undo ``_differences``; the steps are overwritten."""
     sign = zigzag & 1
     np.negative(sign, out=sign)
     zigzag >>= 1
     zigzag ^= sign
-    return np.cumsum(zigzag, dtype=np.uint16, out=zigzag)
+    # The same modulo 2**16; numpy sums words of 16 bits three times as slowly.
+    return np.cumsum(zigzag, dtype=np.uint32).astype(np.uint16)
 
 
 def _with_meaning(codes: NDArray[Any], meta: Mapping[str, Any]) -> DepthCodes:
@@ -345,10 +352,32 @@ def _ray_length(
     (xu, xv, x0), (_, yv, y0) = np.linalg.inv(K_px)[:2]
     u, v = np.arange(width) + 0.5, np.arange(height) + 0.5
     y = (yv * v + y0).astype(np.float32)
-    x = (xu * u + x0).astype(np.float32) + (xv * v).astype(np.float32)[:, None]
-    x *= x
-    x += (y * y + 1)[:, None]
-    return np.sqrt(x, out=x)
+    x = (xu * u + x0).astype(np.float32)
+    if xv:  # a skewed grid; else all rows have the same x
+        x = x + (xv * v).astype(np.float32)[:, None]
+    squares = x * x + (y * y + 1)[:, None]
+    return np.sqrt(squares, out=squares)
+
+
+def _jpeg_pixels(payload: bytes, image: Image.Image) -> UInt8[np.ndarray, "h w 3"] | None:
+    """Pixels of a whole JPEG, bit for bit those of Pillow in less time.
+
+    Args:
+        payload: the file.
+        image: the same, with its header read by Pillow.
+
+    Returns:
+        None for other formats, for CMYK and for every file that libjpeg-turbo has as much as a
+        warning about: what is damaged is Pillow's to say.
+    """
+    if simplejpeg is None or image.format != "JPEG" or image.mode not in ("L", "RGB"):
+        return None
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    try:
+        decoded = simplejpeg.decode_jpeg(payload, buffer=pixels)
+    except ValueError:
+        return None
+    return pixels if decoded.shape == pixels.shape else None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
