@@ -28,7 +28,7 @@ from flatdepth.augment.rng import Draws, hash_words
 from flatdepth.cli import free_memory
 from flatdepth.config import MAX_DEPTH_M, DataConfig, ModelConfig, PasteConfig, TrainConfig
 from flatdepth.data.frames import Corpus, Pictures, Subset
-from flatdepth.data.order import Order, rank_positions
+from flatdepth.data.order import Order, rank_draw
 from flatdepth.data.streams import Window
 from flatdepth.errors import UserError
 from flatdepth.geometry import View, view_depth, view_image, view_region
@@ -135,29 +135,30 @@ def training_samples(
     """
     expect_room_ahead(corpus, config)
     sizes = (1,) * len(corpus.streams) or tuple(len(subset) for subset in corpus.train)
-    order = Order(sizes=sizes, weights=corpus.weights, seed=config.seed)
+    order = Order(
+        sizes=sizes,
+        weights=corpus.weights,
+        seed=config.seed,
+        locality=() if corpus.streams else corpus.locality,
+    )
     stream_seed = hash_words(config.seed, first_step)
     streams = [stream.windows(stream_seed, rank, ranks) for stream in corpus.streams]
     reader = ThreadPoolExecutor(1, thread_name_prefix="stream")
 
     per_step = accumulation * config.micro_batch
-    steps = max(1, LOOKED_UP // per_step)
+    steps = max(1, LOOKED_UP // (per_step * (ranks if order.is_local else 1)))
 
     def tasks() -> Iterator[tuple[int, Subset | Future[Window], int, int]]:
         for first in itertools.count(first_step, steps):
-            positions = [
-                rank_positions(
-                    step,
-                    micro_step,
-                    micro_batch=config.micro_batch,
-                    rank=rank,
-                    ranks=ranks,
-                    accumulation=accumulation,
-                )
-                for step in range(first, first + steps)
-                for micro_step in range(accumulation)
-            ]
-            draw = order.draw(np.concatenate(positions))
+            draw = rank_draw(
+                order,
+                first,
+                steps,
+                micro_batch=config.micro_batch,
+                rank=rank,
+                ranks=ranks,
+                accumulation=accumulation,
+            )
             samples = zip(draw.set.tolist(), draw.index.tolist(), draw.epoch.tolist(), strict=True)
             for number, (set_, place, epoch) in enumerate(samples):
                 source = reader.submit(next, streams[set_]) if streams else corpus.train[set_]

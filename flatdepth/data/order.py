@@ -1,9 +1,12 @@
 """Which sample stands at which position of the endless training stream: pure arithmetic.
 
 Position ``p`` counts samples, not batches. An optimiser step of ``batch`` samples covers the
-positions ``[step * batch, (step + 1) * batch)``; ranks and micro-batches are slices of that range
-(``rank_positions``), so the samples of a step depend on neither the number of ranks nor the size of
+positions ``[step * batch, (step + 1) * batch)``; ranks and micro-batches share that range out
+(``rank_draw``), so the samples of a step depend on neither the number of ranks nor the size of
 the micro-batches. There is no state to save but the position.
+
+A set's order can keep neighbours together for a while (``Locality``), for sets that are read over a
+network: what lies side by side is then wanted soon after and by the same machine.
 """
 
 from collections.abc import Sequence
@@ -43,6 +46,59 @@ def permute(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Locality:
+    """How long an order keeps the neighbours of a set together.
+
+    Attributes:
+        block: samples side by side that stand in the same window; 1: none.
+        window: blocks that are gone through together.
+    """
+
+    block: int = 1
+    window: int = 1
+
+    def permute(
+        self, place: Int64[np.ndarray, " n"], size: int, key: Int64[np.ndarray, " n"]
+    ) -> Int64[np.ndarray, " n"]:
+        """Element ``place`` of a keyed permutation of 0..size-1, as ``permute``.
+
+        Blocks are permuted. Every ``window`` of them that follow each other are gone through in
+        turns, each of which takes one sample of each block, in an order of its own. So any two
+        samples of a block stand in different turns. The last block is filled up with numbers
+        beyond ``size``; a place that would hold one of these is walked along its cycle, which goes
+        on in the last window. So fewer than ``block`` samples stand in a window other than their
+        block's.
+        """
+        block = min(self.block, size)
+        if block == 1:
+            return permute(place, size, key)
+        result = place.copy()
+        pending = np.ones(place.shape, dtype=bool)
+        while pending.any():
+            result[pending] = self._step(result[pending], block, -(-size // block), key[pending])
+            pending &= result >= size
+        return result
+
+    def _step(self, place: np.ndarray, block: int, blocks: int, key: np.ndarray) -> np.ndarray:
+        """Element ``place`` of a permutation of all numbers in the blocks, those beyond too."""
+        whole = blocks // self.window
+        number, offset = np.divmod(place, self.window * block)
+        slot, within = np.empty_like(place), np.empty_like(place)
+        for chosen, window in (
+            (number < whole, self.window),
+            (number == whole, blocks - whole * self.window),
+        ):
+            if chosen.any():
+                turn, slot[chosen] = np.divmod(offset[chosen], window)
+                in_turn = hash_words(key[chosen], number[chosen], turn)
+                slot[chosen] = permute(slot[chosen], window, in_turn)
+                within[chosen] = turn
+        slot += number * self.window
+        within = permute(within, block, hash_words(key, slot))
+        return permute(slot, blocks, key) * block + within
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
     """The samples at some positions: arrays of equal length.
 
@@ -70,15 +126,19 @@ class Order:
         sizes: number of samples per set, all positive.
         weights: relative share of each set in the stream, not negative, not all zero.
         seed: selects the stream.
+        locality: per set, how long neighbours stay together; empty: in no set.
     """
 
     sizes: tuple[int, ...]
     weights: tuple[float, ...]
     seed: int
+    locality: tuple[Locality, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.weights) or min(self.sizes) < 1:
             raise ValueError(f"sizes {self.sizes} and weights {self.weights} do not fit")
+        if len(self.locality) not in (0, len(self.sizes)):
+            raise ValueError(f"sizes {self.sizes} and locality {self.locality} do not fit")
         if min(self.weights) < 0 or sum(self.weights) <= 0:
             raise ValueError(f"weights {self.weights} must be >= 0 and not all 0")
 
@@ -107,8 +167,14 @@ class Order:
         for set_, size in enumerate(self.sizes):
             mine = which == set_
             key = self._key(set_, epoch[mine])
-            index[mine] = permute(place[mine], size, key)
+            locality = self.locality[set_] if self.locality else Locality()
+            index[mine] = locality.permute(place[mine], size, key)
         return Draw(set=which, index=index, epoch=epoch)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether neighbours of any set stay together."""
+        return any(locality.block > 1 for locality in self.locality)
 
     def _key(self, stream: int, counter: np.ndarray) -> np.ndarray:
         key: np.ndarray = hash_words(self.seed, stream, counter)
@@ -129,6 +195,39 @@ def rank_positions(
     """
     first = ((step * accumulation + micro_step) * ranks + rank) * micro_batch
     return np.arange(first, first + micro_batch, dtype=np.int64)
+
+
+def rank_draw(
+    order: Order,
+    step: int,
+    steps: int,
+    *,
+    micro_batch: int,
+    rank: int,
+    ranks: int,
+    accumulation: int,
+) -> Draw:
+    """What ``rank`` reads in ``steps`` optimiser steps from ``step`` on, in the order of reading.
+
+    As ``rank_positions`` says, unless neighbours of a set stay together. Then the samples of a step
+    are dealt out as they are stored, by set and number, so that a block is read by one machine or
+    two rather than by all: ranks of a machine are neighbours. The samples of the step are the same.
+    """
+    sharing = {"micro_batch": micro_batch, "ranks": ranks, "accumulation": accumulation}
+    if not order.is_local:
+        slices = [
+            rank_positions(number, micro_step, rank=rank, **sharing)
+            for number in range(step, step + steps)
+            for micro_step in range(accumulation)
+        ]
+        return order.draw(np.concatenate(slices))
+    mine = accumulation * micro_batch
+    first, batch = step * mine * ranks, mine * ranks
+    draw = order.draw(np.arange(first, first + steps * batch, dtype=np.int64))
+    number = np.repeat(np.arange(steps), batch)
+    stored = np.lexsort((draw.epoch, draw.index, draw.set, number)).reshape(steps, ranks, mine)
+    chosen = stored[:, rank].ravel()
+    return Draw(set=draw.set[chosen], index=draw.index[chosen], epoch=draw.epoch[chosen])
 
 
 def scene_split(scenes: Sequence[str], val_share: float, seed: int) -> set[str]:
