@@ -23,25 +23,30 @@ _ROUNDS = 6
 
 
 def permute(
-    index: Int64[np.ndarray, " n"], size: int, key: Int64[np.ndarray, " n"]
+    index: Int64[np.ndarray, " n"],
+    size: Int64[np.ndarray, " n"] | int,
+    key: Int64[np.ndarray, " n"],
 ) -> Int64[np.ndarray, " n"]:
     """Element ``index`` of a keyed pseudo-random permutation of 0..size-1, in O(1) memory.
 
     A balanced Feistel network (Luby & Rackoff 1988) over the next even power of two, walked along
-    its cycle until it re-enters 0..size-1 (Black & Rogaway 2002). ``key`` selects the permutation,
-    element by element.
+    its cycle until it re-enters 0..size-1 (Black & Rogaway 2002). ``size`` and ``key`` select the
+    permutation, element by element.
     """
-    half_bits = max(1, (int(size - 1).bit_length() + 1) // 2)
-    half_mask = (1 << half_bits) - 1
-    result = index.copy()
-    pending = np.ones(index.shape, dtype=bool)
-    while pending.any():
-        left, right = result[pending] >> half_bits, result[pending] & half_mask
+    size = np.broadcast_to(size, index.shape)
+    bits = np.frexp((size - 1).astype(np.float64))[1].astype(np.int64)
+    half_bits = np.maximum(1, (bits + 1) // 2)
+    result, begun = index.copy(), hash_words(key)
+    pending = np.arange(len(index))
+    while len(pending):
+        half, state = half_bits[pending], begun[pending]
+        half_mask = (1 << half) - 1
+        left, right = result[pending] >> half, result[pending] & half_mask
         for round_ in range(_ROUNDS):
-            scramble = hash_words(key[pending], right, round_)
+            scramble = hash_words(right, round_, state=state)
             left, right = right, left ^ (scramble & half_mask)
-        result[pending] = (left << half_bits) | right
-        pending &= result >= size
+        result[pending] = (left << half) | right
+        pending = pending[result[pending] >= size[pending]]
     return result
 
 
@@ -57,45 +62,38 @@ class Locality:
     block: int = 1
     window: int = 1
 
-    def permute(
-        self, place: Int64[np.ndarray, " n"], size: int, key: Int64[np.ndarray, " n"]
-    ) -> Int64[np.ndarray, " n"]:
-        """Element ``place`` of a keyed permutation of 0..size-1, as ``permute``.
 
-        Blocks are permuted. Every ``window`` of them that follow each other are gone through in
-        turns, each of which takes one sample of each block, in an order of its own. So any two
-        samples of a block stand in different turns. The last block is filled up with numbers
-        beyond ``size``; a place that would hold one of these is walked along its cycle, which goes
-        on in the last window. So fewer than ``block`` samples stand in a window other than their
-        block's.
-        """
-        block = min(self.block, size)
-        if block == 1:
-            return permute(place, size, key)
-        result = place.copy()
-        pending = np.ones(place.shape, dtype=bool)
-        while pending.any():
-            result[pending] = self._step(result[pending], block, -(-size // block), key[pending])
-            pending &= result >= size
-        return result
+def permute_locally(
+    place: Int64[np.ndarray, " n"],
+    size: Int64[np.ndarray, " n"],
+    key: Int64[np.ndarray, " n"],
+    block: Int64[np.ndarray, " n"],
+    window: Int64[np.ndarray, " n"],
+) -> Int64[np.ndarray, " n"]:
+    """Element ``place`` of a keyed permutation of 0..size-1 with ``Locality``.
 
-    def _step(self, place: np.ndarray, block: int, blocks: int, key: np.ndarray) -> np.ndarray:
-        """Element ``place`` of a permutation of all numbers in the blocks, those beyond too."""
-        whole = blocks // self.window
-        number, offset = np.divmod(place, self.window * block)
-        slot, within = np.empty_like(place), np.empty_like(place)
-        for chosen, window in (
-            (number < whole, self.window),
-            (number == whole, blocks - whole * self.window),
-        ):
-            if chosen.any():
-                turn, slot[chosen] = np.divmod(offset[chosen], window)
-                in_turn = hash_words(key[chosen], number[chosen], turn)
-                slot[chosen] = permute(slot[chosen], window, in_turn)
-                within[chosen] = turn
-        slot += number * self.window
-        within = permute(within, block, hash_words(key, slot))
-        return permute(slot, blocks, key) * block + within
+    ``block`` is 2 or more. Blocks are permuted. Every ``window`` of them that follow each other are
+    gone through in turns, each of which takes one sample of each block, in an order of its own. So
+    any two samples of a block stand in different turns. The last block is filled up with numbers
+    beyond ``size``; a place that would hold one of these is walked along its cycle, which goes on
+    in the last window. So fewer than ``block`` samples stand in a window other than their block's.
+    """
+    block = np.minimum(block, size)
+    blocks = -(-size // block)
+    whole = blocks // window
+    result = place.copy()
+    pending = np.arange(len(place))
+    while len(pending):
+        a_block, a_window, a_key = block[pending], window[pending], key[pending]
+        number, offset = np.divmod(result[pending], a_window * a_block)
+        is_last = number == whole[pending]
+        width = np.where(is_last, blocks[pending] - number * a_window, a_window)
+        turn, slot = np.divmod(offset, width)
+        slot = permute(slot, width, hash_words(a_key, number, turn)) + number * a_window
+        within = permute(turn, a_block, hash_words(a_key, slot))
+        result[pending] = permute(slot, blocks[pending], a_key) * a_block + within
+        pending = pending[result[pending] >= size[pending]]
+    return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,13 +160,17 @@ class Order:
         ends = np.cumsum(quota)
         which = np.searchsorted(ends, slot, side="right").astype(np.int64)
         turn = block * quota[which] + slot - (ends - quota)[which]
-        epoch, place = np.divmod(turn, np.asarray(self.sizes, dtype=np.int64)[which])
+        size = np.asarray(self.sizes, dtype=np.int64)[which]
+        epoch, place = np.divmod(turn, size)
+        key = self._key(which, epoch)
+        locality = self.locality or (Locality(),) * len(self.sizes)
+        block = np.array([each.block for each in locality])[which]
+        window = np.array([each.window for each in locality])[which]
+        apart, together = np.flatnonzero(block == 1), np.flatnonzero(block > 1)
         index = np.empty_like(place)
-        for set_, size in enumerate(self.sizes):
-            mine = which == set_
-            key = self._key(set_, epoch[mine])
-            locality = self.locality[set_] if self.locality else Locality()
-            index[mine] = locality.permute(place[mine], size, key)
+        index[apart] = permute(place[apart], size[apart], key[apart])
+        columns = (column[together] for column in (place, size, key, block, window))
+        index[together] = permute_locally(*columns)
         return Draw(set=which, index=index, epoch=epoch)
 
     @property
@@ -176,7 +178,7 @@ class Order:
         """Whether neighbours of any set stay together."""
         return any(locality.block > 1 for locality in self.locality)
 
-    def _key(self, stream: int, counter: np.ndarray) -> np.ndarray:
+    def _key(self, stream: np.ndarray | int, counter: np.ndarray) -> np.ndarray:
         key: np.ndarray = hash_words(self.seed, stream, counter)
         return key
 
