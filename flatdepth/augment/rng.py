@@ -28,7 +28,7 @@ def mix32(x: Words) -> Words:
         x = (x ^ x >> 15) * 0x846CA68B & _MASK
         return x ^ x >> 16
     if isinstance(x, np.ndarray) and x.ndim:
-        y = x.astype(np.uint32)  # whose products wrap, in a quarter of the time
+        y: Any = x.astype(np.uint32)  # whose products wrap, in a quarter of the time
         y = (y ^ (y >> 16)) * np.uint32(0x7FEB352D)
         y = (y ^ (y >> 15)) * np.uint32(0x846CA68B)
         return (y ^ (y >> 16)).astype(np.int64)

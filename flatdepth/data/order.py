@@ -199,6 +199,12 @@ def rank_positions(
     return np.arange(first, first + micro_batch, dtype=np.int64)
 
 
+def as_stored(draw: Draw, steps: int) -> Int64[np.ndarray, " n"]:
+    """Places in a draw of whole steps, each step's in the order in which its samples are stored."""
+    step = np.repeat(np.arange(steps), len(draw.set) // steps)
+    return np.lexsort((draw.epoch, draw.index, draw.set, step))
+
+
 def rank_draw(
     order: Order,
     step: int,
@@ -226,9 +232,7 @@ def rank_draw(
     mine = accumulation * micro_batch
     first, batch = step * mine * ranks, mine * ranks
     draw = order.draw(np.arange(first, first + steps * batch, dtype=np.int64))
-    number = np.repeat(np.arange(steps), batch)
-    stored = np.lexsort((draw.epoch, draw.index, draw.set, number)).reshape(steps, ranks, mine)
-    chosen = stored[:, rank].ravel()
+    chosen = as_stored(draw, steps).reshape(steps, ranks, mine)[:, rank].ravel()
     return Draw(set=draw.set[chosen], index=draw.index[chosen], epoch=draw.epoch[chosen])
 
 
