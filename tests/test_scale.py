@@ -32,6 +32,17 @@ def test_the_tables_of_the_docs_are_those_of_its_figures() -> None:
     for name, table in tables(found).items():
         assert table in page, name
     assert found["scale"]["samples"] == 10**8 and found["scale"]["ranks"] == 256
+    need = found["needs"]["rows"][0]
+    for figure in (
+        f"| {need['planned_per_process']:.0f} at most | {need['planned_per_process'] / 200:.1f} |",
+        f"| {need['requests_apart']:,.0f}/s |",
+        f"`shuffle_block`: {need['requests_together']:,.0f}/s",
+        f"{found['listing']['item_bytes'] / 10:.0f} GB and ",
+        f"{found['index']['merge_s']:.0f} s and {found['index']['merge_bytes'] / 1e9:.0f} GB",
+        f"{found['waits'][0]['speed_4']:.0%} with `data.prefetch: 4`",
+        f"hedged and 64 ahead {found['waits'][1]['speed_64']:.0%}",
+    ):
+        assert figure in page, figure
 
 
 def test_it_runs_at_a_small_size() -> None:

@@ -218,11 +218,12 @@ def cache_figures(scale: Scale) -> list[dict[str, Any]]:
     samples = min(scale.samples, 2**18) // (sets * scale.batch) * sets * scale.batch
     steps, found = samples // scale.batch, []
     for nodes in sorted({1, scale.nodes}):
-        ways = [(False, "by position"), (False, "as stored"), (True, "as stored")]
-        for together, dealt in ways if nodes > 1 else ways[::2]:
+        ways = [(False, "by position", 1), (False, "as stored", 1)]
+        ways += [(True, "as stored", 1), (True, "as stored", min(scale.block, SMALL_BLOCK))]
+        for together, dealt, unit in ways if nodes > 1 else ways[::3]:
             order = scale.order(together=together, samples=samples, sets=sets, most=SMALL_BLOCK)
-            unit = order.locality[0].block
             row: dict[str, Any] = {"nodes": nodes, "together": together, "dealt": dealt}
+            row["read"] = "samples" if unit == 1 else "blocks"
             watched = sorted({0, nodes // 3, nodes - 1})
             reads: list[list[list[int]]] = []
             for epoch in range(EPOCHS):

@@ -55,12 +55,19 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
             ],
         ),
         "caches": _table(
-            ("nodes", "neighbours", "dealt out", *(f"cache of {s:.0%}" for s in NODE_CACHES)),
+            (
+                "nodes",
+                "neighbours",
+                "dealt out",
+                "read",
+                *(f"cache of {s:.0%}" for s in NODE_CACHES),
+            ),
             [
                 (
                     str(row["nodes"]),
                     words[row["together"]],
                     row["dealt"],
+                    row["read"],
                     *(f"{row[str(s)]:.3f}" for s in NODE_CACHES),
                 )
                 for row in found["caches"]
