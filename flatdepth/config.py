@@ -192,9 +192,20 @@ class SetConfig:
     val_scenes: list[str] = field(default_factory=list)
     """Scenes of this set to validate on, by name. If any set names some, they are all that is held
     out: official parts (but `test`) and `data.val_share` do not count then."""
+    shuffle_block: int = 1
+    """Samples side by side that are drawn at about the same time; 1: any order is as likely as any
+    other. For sets that are read over a network and are larger than every cache: 64, say."""
+    shuffle_window: int = 64
+    """Of how many such blocks the samples are mixed."""
 
     def __post_init__(self) -> None:
-        _check("data.train.", self, weight=WEIGHT)
+        _check(
+            "data.train.",
+            self,
+            weight=WEIGHT,
+            shuffle_block=(1, 10**6),
+            shuffle_window=(1, 10**6),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +271,11 @@ class DataConfig:
             not self.resampled or self.loader == "webdataset",
             "data.resampled: the indexed loader goes through every set sample by sample; set "
             "data.loader to webdataset, or leave data.resampled out",
+        )
+        _require(
+            self.loader == "indexed" or all(entry.shuffle_block == 1 for entry in self.train),
+            "data.train: with data.loader webdataset tars are read from end to end; leave "
+            "shuffle_block out, or set data.loader to indexed",
         )
         _require(
             not self.train or any(entry.weight > 0 for entry in self.train),

@@ -249,3 +249,6 @@ def test_mistakes_are_sentences(config: TrainConfig, tiny_sets: TinySets, tmp_pa
         open_corpus(dataclasses.replace(config.data, train=[entry], val=[str(tiny_sets.rooms)]))
     with pytest.raises(UserError, match=r"data\.resampled: the indexed loader goes through"):
         DataConfig(resampled=True)
+    entry = SetConfig(path="x", shuffle_block=2)
+    with pytest.raises(UserError, match=r"data\.train: .*leave shuffle_block out, or set data\."):
+        DataConfig(loader="webdataset", train=[entry])

@@ -29,6 +29,7 @@ from flatdepth.cli import parse_config
 from flatdepth.config import DataConfig, LossConfig, SetConfig, TrainConfig
 from flatdepth.data.frames import Corpus, open_corpus
 from flatdepth.data.loader import in_order, training_samples
+from flatdepth.data.order import Locality
 from flatdepth.data.pack import pack
 from flatdepth.data.readers.rooms import RoomsReader
 from flatdepth.data.shards.index import Categories
@@ -51,6 +52,7 @@ from flatdepth.training.losses import depth_loss
 from flatdepth.training.optim import make_optimizer
 from flatdepth.training.state import (
     Progress,
+    _own_sha256,
     count_step,
     newest_checkpoint,
     save_checkpoint,
@@ -283,6 +285,22 @@ def test_a_run_belongs_to_one_training_at_a_time(tiny_sets: TinySets, tmp_path: 
     fresh_accelerator()
     with pytest.raises(UserError, match="steps=1000, now it is 7"):
         train(dataclasses.replace(config, steps=7))
+
+
+def test_a_run_goes_on_in_the_order_it_was_begun_in(half_run: Path) -> None:
+    """A checkpoint of a version that knew one order only goes on in that one."""
+    path = newest_checkpoint(half_run) / "state.json"
+    document = json.loads(path.read_text())
+    (entry,) = document["config"]["data"]["train"]
+    assert (entry.pop("shuffle_block"), entry.pop("shuffle_window")) == (1, 64)
+    document["sha256"] = _own_sha256(document)
+    path.write_text(json.dumps(document))
+    same = f"--runs={half_run.parent}"
+    train(read_config(half_run / "config.yaml", same, "--steps=6"))
+    fresh_accelerator()
+    other = f"--data.train=[{{path: {entry['path']}, shuffle_block: 8}}]"
+    with pytest.raises(UserError, match=r"was made with data.train=.*'shuffle_block': 1.*set it"):
+        train(read_config(half_run / "config.yaml", same, other))
 
 
 @pytest.mark.parametrize(
@@ -603,9 +621,18 @@ def corpus(tiny_sets: TinySets, tmp_path_factory: pytest.TempPathFactory) -> Cor
     return open_corpus(config.data)
 
 
+@pytest.fixture(params=["apart", "together"])
+def ordered_corpus(corpus: Corpus, request: pytest.FixtureRequest) -> Corpus:
+    """With the neighbours of its set apart, and kept together."""
+    blocks = {"apart": 1, "together": 3}
+    locality = (Locality(block=blocks[request.param], window=2),)
+    return dataclasses.replace(corpus, locality=locality)
+
+
 def test_ranks_load_disjoint_samples_that_make_up_the_step(
-    corpus: Corpus, tiny_sets: TinySets, tmp_path: Path
+    ordered_corpus: Corpus, tiny_sets: TinySets, tmp_path: Path
 ) -> None:
+    corpus = ordered_corpus
     config = read_config(tiny_sets.config(tmp_path, micro_batch=1))
 
     def keys(rank: int, ranks: int) -> list[str]:
@@ -624,8 +651,9 @@ def test_ranks_load_disjoint_samples_that_make_up_the_step(
 
 
 def test_the_stream_is_the_same_from_any_step_and_with_any_threads(
-    corpus: Corpus, tiny_sets: TinySets, tmp_path: Path
+    ordered_corpus: Corpus, tiny_sets: TinySets, tmp_path: Path
 ) -> None:
+    corpus = ordered_corpus
     config = read_config(tiny_sets.config(tmp_path))
     other = read_config(tiny_sets.config(tmp_path, data__threads=1, data__prefetch=1))
 

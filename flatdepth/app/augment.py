@@ -89,7 +89,9 @@ class Workshop:
     def _open_corpus(self, name: str) -> Corpus:
         """What a training on a set has; all of it where nothing can be held out."""
         pictures = Pictures([_open(path) for path in self.art])
-        corpus = Corpus(train=(), weights=(), streams=(), val=(), pictures=pictures, digests={})
+        corpus = Corpus(
+            train=(), weights=(), locality=(), streams=(), val=(), pictures=pictures, digests={}
+        )
         if name == DROPPED:
             return corpus
         if name not in self.sets:

@@ -27,6 +27,11 @@ def mix32(x: Words) -> Words:
         x = (x ^ x >> 16) * 0x7FEB352D & _MASK
         x = (x ^ x >> 15) * 0x846CA68B & _MASK
         return x ^ x >> 16
+    if isinstance(x, np.ndarray) and x.ndim:
+        y: Any = x.astype(np.uint32)  # whose products wrap, in a quarter of the time
+        y = (y ^ (y >> 16)) * np.uint32(0x7FEB352D)
+        y = (y ^ (y >> 15)) * np.uint32(0x846CA68B)
+        return (y ^ (y >> 16)).astype(np.int64)
     x = _multiply32(x ^ (x >> 16), 0x7FEB352D)
     x = _multiply32(x ^ (x >> 15), 0x846CA68B)
     return x ^ (x >> 16)
@@ -37,12 +42,12 @@ def _multiply32(x: Words, factor: int) -> Words:
     return ((x & 0xFFFF) * factor + ((((x >> 16) * factor) & 0xFFFF) << 16)) & _MASK
 
 
-def hash_words(*words: np.ndarray | Tensor | int) -> Any:
+def hash_words(*words: np.ndarray | Tensor | int, state: Any = 0) -> Any:
     """Hash int64 arrays of broadcastable shapes and integers to uniform 32-bit words in int64.
 
-    The result is an integer if all words are. Integers cost least before the first array.
+    The result is an integer if all words are. Integers cost least before the first array. ``state``
+    is the hash of words that come before these.
     """
-    state: Any = 0
     word: Any
     for word in words:
         state = mix32(state + mix32(word) + 0x9E3779B9)

@@ -158,7 +158,7 @@ def open_here(folder: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     del shards
     start, grown = time.perf_counter(), _status_mb("RssAnon")
-    open_corpus(DataConfig(train=[SetConfig(path=folder)]))
+    corpus = open_corpus(DataConfig(train=[SetConfig(path=folder)]))
     figures = {
         "bytes": size,
         "index_s": index_s,
@@ -167,6 +167,7 @@ def open_here(folder: str) -> None:
         "corpus_mb": _status_mb("RssAnon") - grown,
         "capped": is_columns,
     }
+    del corpus
     print(json.dumps(figures))
 
 

@@ -6,6 +6,7 @@ flatdepth benchmark step [--steps 10] [--config FILE]                 stages of 
 flatdepth benchmark loader [--samples 128] [--config FILE]            reading and decoding
 flatdepth benchmark decode [PICTURE ...] [--threads 1 2 4]            JPEG decoders
 flatdepth benchmark index [--samples 1000000]                         opening a large set
+flatdepth benchmark scale [--samples 100000000] [--ranks 256]         a training of that size
 flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
 memory, step and loader take every option of training too, and the quickstart's without any.
@@ -31,12 +32,12 @@ from flatdepth.resources import QUICKSTART, ROOT
 def main(argv: list[str]) -> int:
     """Parse the command line and run one benchmark."""
     chosen, others = options().parse_known_args(argv)
-    if chosen.command in ("paste", "index", "decode", "gpu") and others:
+    alone = {"paste": run_paste, "index": run_index, "decode": run_decode, "scale": run_scale}
+    if chosen.command in (*alone, "gpu") and others:
         own = f"{called('benchmark')} {chosen.command}"
         raise UserError(f"unknown option {others[0]}; see {own} --help")
     if chosen.command == "gpu":
         return run_gpu(chosen)
-    alone = {"paste": run_paste, "index": run_index, "decode": run_decode}
     if chosen.command in alone:
         figures = alone[chosen.command](chosen)
     else:
@@ -60,6 +61,7 @@ def options() -> Parser:
         "loader": "the loader against decoding alone and against WebDataset + DataLoader",
         "decode": "JPEG decoders: their time and whether their pixels are Pillow's",
         "index": "opening a made-up set: its index and the corpus of a training (Linux)",
+        "scale": "order, reads, caches, index and packing of a training on so many frames and GPUs",
         "gpu": "everything that needs a GPU, the most important first, each in its own process",
     }
     subs = {
@@ -120,6 +122,22 @@ def options() -> Parser:
     subs["index"].add_argument(
         "--samples", type=number(10, 10**8), default=10**6, help="of the set (default: 10^6)"
     )
+    for name, low, high, default, text in (
+        ("samples", 1000, 10**9, 10**8, "frames of all sets"),
+        ("sets", 1, 1000, 50, "shard sets, of one size and weight"),
+        ("ranks", 8, 4096, 256, "GPUs, 8 to a machine"),
+        ("batch", 8, 10**5, 2048, "images of an optimiser step"),
+        ("block", 2, 10**4, 64, "data.train.shuffle_block"),
+        ("window", 1, 10**4, 64, "data.train.shuffle_window"),
+        ("packers", 10, 10**4, 1000, "parts that are packed at a time"),
+        ("images_per_s", 1, 10**5, 200, "of ViT-L on one GPU"),
+    ):
+        subs["scale"].add_argument(
+            f"--{name}",
+            type=number(low, high),
+            default=default,
+            help=f"{text} (default: {default})",
+        )
     gpu = subs["gpu"]
     gpu.add_argument(
         "--minutes", type=number(1, 10**4), default=8, help="time for all parts together"
@@ -253,3 +271,15 @@ def run_index(chosen: argparse.Namespace) -> dict[str, object]:
     found = measure_openings(chosen.samples)
     print(openings_text(found))
     return {"openings": [asdict(one) for one in found]}
+
+
+def run_scale(chosen: argparse.Namespace) -> dict[str, object]:
+    """What a training of that size needs."""
+    from flatdepth.bench.scale import Scale, measure_scale
+    from flatdepth.bench.scale_tables import tables
+
+    names = ("samples", "sets", "ranks", "batch", "block", "window", "packers", "images_per_s")
+    found = measure_scale(Scale(**{name: getattr(chosen, name) for name in names}))
+    for title, text in tables(found).items():
+        print(f"{title}\n\n{text}")
+    return found

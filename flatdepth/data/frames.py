@@ -12,7 +12,7 @@ from PIL import Image
 from flatdepth.augment.draw.content import PICTURE_CACHE, reduced
 from flatdepth.config import DataConfig, SetConfig
 from flatdepth.data.demo import ensure_demo
-from flatdepth.data.order import scene_split
+from flatdepth.data.order import Locality, scene_split
 from flatdepth.data.shards import REGION_EXT
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.streams import Stream, is_url_list
@@ -93,6 +93,7 @@ class Corpus:
     Attributes:
         train: per training set with an index its training samples.
         weights: shares of the training sets in what is trained on.
+        locality: per training set with an index, how long its neighbours stay together.
         streams: per training set its tars, if ``data.loader`` is webdataset; else none.
         val: the samples held out, or those of the validation sets.
         pictures: what can be hung.
@@ -101,6 +102,7 @@ class Corpus:
 
     train: tuple[Subset, ...]
     weights: tuple[float, ...]
+    locality: tuple[Locality, ...]
     streams: tuple[Stream, ...]
     val: tuple[Subset, ...]
     pictures: Pictures
@@ -169,6 +171,9 @@ def open_corpus(config: DataConfig) -> Corpus:
     return Corpus(
         train=tuple(train),
         weights=tuple(entry.weight for entry in config.train),
+        locality=tuple(
+            Locality(block=entry.shuffle_block, window=entry.shuffle_window) for entry in indexed
+        ),
         streams=tuple(
             _stream(entry, None if is_url_list(entry.path) else next(with_index), config.resampled)
             for entry in config.train

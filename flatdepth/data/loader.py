@@ -30,7 +30,7 @@ from flatdepth.augment.rng import Draws, hash_words
 from flatdepth.cli import free_memory, keep_freed_memory
 from flatdepth.config import MAX_DEPTH_M, DataConfig, ModelConfig, PasteConfig, TrainConfig
 from flatdepth.data.frames import Corpus, Pictures, Subset, open_corpus
-from flatdepth.data.order import Order, rank_positions
+from flatdepth.data.order import Order, rank_draw
 from flatdepth.data.streams import Window
 from flatdepth.data.workers import Workers
 from flatdepth.errors import UserError
@@ -52,6 +52,9 @@ EVAL_AHEAD = 4
 
 LOOKED_UP = 256
 """Positions whose samples are looked up together, for speed."""
+
+DEALT = 1 << 14
+"""The same where all ranks' samples of a step are looked up to be dealt out."""
 
 _PLANNING = threading.Lock()
 """One thread plans at a time: small numpy calls of several would pass the interpreter's lock to and
@@ -141,29 +144,30 @@ def training_samples(
     """
     expect_room_ahead(corpus, config)
     sizes = (1,) * len(corpus.streams) or tuple(len(subset) for subset in corpus.train)
-    order = Order(sizes=sizes, weights=corpus.weights, seed=config.seed)
+    order = Order(
+        sizes=sizes,
+        weights=corpus.weights,
+        seed=config.seed,
+        locality=() if corpus.streams else corpus.locality,
+    )
     stream_seed = hash_words(config.seed, first_step)
     streams = [stream.windows(stream_seed, rank, ranks) for stream in corpus.streams]
     reader = ThreadPoolExecutor(1, thread_name_prefix="stream")
 
     per_step = accumulation * config.micro_batch
-    steps = max(1, LOOKED_UP // per_step)
+    steps = max(1, DEALT // (per_step * ranks) if order.is_local else LOOKED_UP // per_step)
 
     def tasks() -> Iterator[tuple[int, int | Future[Window], int, int]]:
         for first in itertools.count(first_step, steps):
-            positions = [
-                rank_positions(
-                    step,
-                    micro_step,
-                    micro_batch=config.micro_batch,
-                    rank=rank,
-                    ranks=ranks,
-                    accumulation=accumulation,
-                )
-                for step in range(first, first + steps)
-                for micro_step in range(accumulation)
-            ]
-            draw = order.draw(np.concatenate(positions))
+            draw = rank_draw(
+                order,
+                first,
+                steps,
+                micro_batch=config.micro_batch,
+                rank=rank,
+                ranks=ranks,
+                accumulation=accumulation,
+            )
             samples = zip(draw.set.tolist(), draw.index.tolist(), draw.epoch.tolist(), strict=True)
             for number, (set_, place, epoch) in enumerate(samples):
                 source = reader.submit(next, streams[set_]) if streams else set_

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flatdepth.cli import versions
-from flatdepth.config import TrainConfig
+from flatdepth.config import SetConfig, TrainConfig
 from flatdepth.errors import UserError
 from flatdepth.training.ema import Ema
 from flatdepth.training.stop import forget_process, record_process
@@ -377,6 +377,8 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
         key: {**value, **config.get(key, {})} if isinstance(value, dict) else config.get(key, value)
         for key, value in defaults.items()
     }
+    entry = _plain(dataclasses.asdict(SetConfig(path="")))
+    known["data"]["train"] = [{**entry, **older} for older in known["data"]["train"]]
     return {**config, **known}
 
 
