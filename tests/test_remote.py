@@ -13,8 +13,9 @@ from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.loader import training_samples
-from flatdepth.data.shards import read
+from flatdepth.data.shards import remote as ranges
 from flatdepth.data.shards.read import ShardSet
+from flatdepth.data.shards.remote import ATTEMPTS, Reading
 from flatdepth.errors import UserError
 from flatdepth.training.loop import make_training_batch
 from flatdepth.types import Batch
@@ -86,7 +87,7 @@ def server(tiny_sets: TinySets) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(ranges, "FIRST_PAUSE_SECONDS", 0.001)
 
 
 def same_samples(remote: ShardSet, local: ShardSet) -> None:
@@ -109,15 +110,31 @@ def test_a_dropped_connection_is_tried_again(
     server: Server, tiny_sets: TinySets, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.drops = 2
-    with ShardSet.open(tiny_sets.rooms) as local, ShardSet.open(f"{server.url}/rooms/") as remote:
+    url, at_once = f"{server.url}/rooms/", Reading(outage_s=0)
+    with ShardSet.open(tiny_sets.rooms) as local, ShardSet.open(url, reading=at_once) as remote:
         assert len(server.ranges) == 4
-        server.drops = read.ATTEMPTS - 1
+        server.drops = ATTEMPTS - 1
         assert remote.read_bytes(3) == local.read_bytes(3)
-        assert len(server.ranges) == 4 + read.ATTEMPTS
-        assert capsys.readouterr().err.count("trying again") == 2 + read.ATTEMPTS - 1
-        server.drops = read.ATTEMPTS
-        with pytest.raises(UserError, match=rf"cannot read shard http.*\({read.ATTEMPTS} attempts"):
+        assert len(server.ranges) == 4 + ATTEMPTS
+        said = capsys.readouterr().err
+        assert said.count("trying again") == 2 + 1, "one note of the range, however many attempts"
+        server.drops = ATTEMPTS
+        with pytest.raises(UserError, match=rf"cannot read shard http.*\({ATTEMPTS} attempts"):
             remote.read_bytes(3)
+
+
+def test_a_server_that_has_answered_is_waited_for(server: Server, tiny_sets: TinySets) -> None:
+    with (
+        ShardSet.open(tiny_sets.rooms) as local,
+        ShardSet.open(f"{server.url}/rooms") as remote,
+    ):
+        server.drops = ATTEMPTS
+        with pytest.raises(UserError, match=r"cannot read shard"):
+            remote.read_bytes(3)
+        assert remote.read_bytes(3) == local.read_bytes(3)
+        server.drops = 2 * ATTEMPTS
+        assert remote.read_bytes(4) == local.read_bytes(4)
+        assert server.drops == 0
 
 
 def test_what_is_missing_is_said_at_once(server: Server) -> None:

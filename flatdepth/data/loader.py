@@ -29,6 +29,8 @@ from flatdepth.cli import free_memory
 from flatdepth.config import MAX_DEPTH_M, DataConfig, ModelConfig, PasteConfig, TrainConfig
 from flatdepth.data.frames import Corpus, Pictures, Subset
 from flatdepth.data.order import Order, rank_positions
+from flatdepth.data.shards.ahead import AHEAD_BYTES, ReadAhead
+from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.streams import Window
 from flatdepth.errors import UserError
 from flatdepth.geometry import View, view_depth, view_image, view_region
@@ -46,6 +48,9 @@ EVAL_AHEAD = 4
 
 LOOKED_UP = 256
 """Positions whose samples are looked up together, for speed."""
+
+READERS = 2
+"""Requests ahead of use per loader thread, of samples on servers."""
 
 _PLANNING = threading.Lock()
 """One thread plans at a time: small numpy calls of several would pass the interpreter's lock to and
@@ -139,6 +144,7 @@ def training_samples(
     stream_seed = hash_words(config.seed, first_step)
     streams = [stream.windows(stream_seed, rank, ranks) for stream in corpus.streams]
     reader = ThreadPoolExecutor(1, thread_name_prefix="stream")
+    ahead = ReadAhead(READERS * config.data.threads)
 
     per_step = accumulation * config.micro_batch
     steps = max(1, LOOKED_UP // per_step)
@@ -168,9 +174,15 @@ def training_samples(
         frames = source.result() if isinstance(source, Future) else source
         return training_sample(corpus, config, frames, place, epoch, step)
 
+    def place(task: tuple[int, Subset | Future[Window], int, int]) -> tuple[ShardSet, int]:
+        subset = task[1]
+        assert isinstance(subset, Subset)
+        return subset.shards, int(subset.rows[task[2]])
+
+    is_remote = not streams and is_any_remote(corpus)
     samples = in_order(
         load,
-        tasks(),
+        ahead.through(tasks(), LOOKED_UP, place) if is_remote else tasks(),
         threads=config.data.threads,
         ahead=config.data.prefetch * config.micro_batch,
     )
@@ -186,6 +198,7 @@ def training_samples(
                         batch = []
         finally:
             reader.shutdown(wait=False, cancel_futures=True)
+            ahead.close()
 
     return micro_batches()
 
@@ -203,6 +216,7 @@ def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
     )
     shown_px = config.data.height * config.data.width * config.paste.max_pastes
     room = free_memory() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    room = max(0, room - AHEAD_BYTES * is_any_remote(corpus))
     most = room // (FRAME_BYTES * (frame_px + shown_px))
     for keys, ahead in (
         ("data.prefetch x micro_batch", config.data.prefetch * config.micro_batch),
@@ -213,6 +227,11 @@ def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
                 f"{keys}: expected at most the {most} samples that half of the free memory holds, "
                 f"got {ahead}; lower it"
             )
+
+
+def is_any_remote(corpus: Corpus) -> bool:
+    """Whether a set that is trained on is read from a server."""
+    return any(subset.shards.ranges is not None for subset in corpus.train)
 
 
 def training_sample(
