@@ -101,20 +101,21 @@ class Together:
 
     def fetch(self) -> None:
         """Read it. What comes in another length is left to be read sample by sample."""
-        blob = b""
+        parts: dict[int, bytes] = {}
         try:
             blob = self._ranges.read(self._path, self._start, self._end, lambda: bool(self.spans))
+            if len(blob) == self.size:
+                parts = {
+                    i: blob[start - self._start : end - self._start]
+                    for i, (start, end) in self.spans.copy().items()
+                }
         except NotWanted:
             pass
         except OSError as error:
             self._error = error
         finally:
             with self._room.changed:
-                if len(blob) == self.size:
-                    self._parts = {
-                        i: blob[start - self._start : end - self._start]
-                        for i, (start, end) in self.spans.items()
-                    }
+                self._parts = {i: part for i, part in parts.items() if i in self.spans}
                 self._room.free(self.size - sum(map(len, self._parts.values())))
             self._done.set()
 

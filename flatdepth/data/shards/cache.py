@@ -33,6 +33,9 @@ SLACK = 0.05
 PAUSE_SECONDS = 60.0
 """How long nothing is kept after there was no room."""
 
+YOUNG_SECONDS = 60.0
+"""How much later than this process another one of the same run may have begun."""
+
 _LOCK_SECONDS = 2.0
 _STALE_SECONDS = 3600.0
 _COUNT = struct.Struct("<qd")  # bytes in use, time when they were last counted
@@ -81,7 +84,7 @@ class SampleCache:
     under another name at worst. Files are counted when a process begins and when there is no room,
     which is when such files are removed.
 
-    Where there is no room, files give way that were not used since this process began, the least
+    Where there is no room, files give way that were not used since this run began, the least
     recently used first. Others stay, and the new one is not kept: a run reads its samples equally
     often, so to throw one out for the other gains nothing, and in random order costs most hits.
 
@@ -91,7 +94,7 @@ class SampleCache:
     def __init__(self, limit: int, directory: Path) -> None:
         self._limit = limit
         self._directory = directory
-        self._since = time.time()
+        self._since = time.time() - YOUNG_SECONDS
         self._no_room_until = 0.0
         self._mutex = threading.Lock()
         self._has_counted = False
