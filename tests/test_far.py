@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.shards.remote import Ranges, Reading, Server
 from flatdepth.data.shards.write import Output, write_index
 from flatdepth.errors import UserError
+from flatdepth.training.launch import make_accelerator
 from tests.conftest import REPOSITORY, TinySets
 
 
@@ -556,7 +558,7 @@ def test_fifty_sets_with_a_stalled_server_among_them_train_in_exact_order(
         )
         return parse_config(TrainConfig, [f"--config={path}"], prog="train.py", description=None)
 
-    def samples(chosen: TrainConfig, steps: int = 20) -> list[Sample]:
+    def samples(chosen: TrainConfig, steps: int = 12) -> list[Sample]:
         corpus = open_corpus(chosen.data)
         stream = training_samples(corpus, chosen, first_step=3, rank=1, ranks=2, accumulation=1)
         found = [sample for batch in islice(stream, steps) for sample in batch]
@@ -579,7 +581,7 @@ def test_fifty_sets_with_a_stalled_server_among_them_train_in_exact_order(
             assert np.array_equal(ours.frame.depth_m, theirs.frame.depth_m, equal_nan=True)
         stalled = [line for line in notes(capsys) if "host7" in line]
         assert len(stalled) == (turn == 0), stalled
-    assert len({sample.identity for sample in here}) > 40
+    assert len({sample.identity for sample in here}) > 25
     assert 0 < kept_bytes(cache.cache_directory() / SAMPLES) <= 0.1e9
 
 
@@ -602,3 +604,11 @@ def test_memory_for_reading_ahead_is_counted(
     assert not room(at_home, 2 << 30) and not room(at_far, 2 << 30)
     assert not room(at_home, 600 << 20)
     assert "data.prefetch x micro_batch: expected at most" in room(at_far, 600 << 20)
+
+
+def test_devices_wait_for_one_whose_server_is_away(tiny_sets: TinySets, tmp_path: Path) -> None:
+    for path, minutes in (("far://x/rooms", 75), (str(tiny_sets.rooms), None)):
+        file = tiny_sets.config(tmp_path, data__train=[{"path": path}], data__outage_minutes=45)
+        config = parse_config(TrainConfig, [f"--config={file}"], prog="train.py", description=None)
+        handler = make_accelerator(config, tmp_path).init_handler
+        assert (handler and handler.timeout) == (minutes and timedelta(minutes=minutes))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -32,6 +32,8 @@ class Server(ThreadingHTTPServer):
         self.root = root
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.drops = 0
+        self.stalls = 0
+        self.closing = Event()
         self.ranges: list[str | None] = []
         self.knows_ranges = True
 
@@ -55,6 +57,11 @@ class Handler(BaseHTTPRequestHandler):
         if asked is not None:
             first, last = (int(n) for n in re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups())  # type: ignore[union-attr]
             data = data[first : last + 1]
+        if self.server.stalls:
+            self.server.stalls -= 1
+            self.server.closing.wait()
+            self.close_connection = True
+            return
         self.send_response(200 if asked is None else 206)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -81,6 +88,7 @@ def server(tiny_sets: TinySets) -> Iterator[Server]:
         thread = Thread(target=served.serve_forever, args=(0.01,))
         thread.start()
         yield served
+        served.closing.set()
         served.shutdown()
         thread.join()
 
@@ -135,6 +143,23 @@ def test_a_server_that_has_answered_is_waited_for(server: Server, tiny_sets: Tin
         server.drops = 2 * ATTEMPTS
         assert remote.read_bytes(4) == local.read_bytes(4)
         assert server.drops == 0
+
+
+def test_a_stalled_connection_is_given_up(
+    server: Server, tiny_sets: TinySets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading = Reading(timeout_s=0.2)
+    with (
+        ShardSet.open(tiny_sets.rooms) as local,
+        ShardSet.open(f"{server.url}/rooms", reading=reading) as remote,
+    ):
+        server.stalls = 2
+        for i in range(4):
+            assert remote.read_bytes(i) == local.read_bytes(i)
+        assert server.stalls == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: {server.url}: a read failed (TimeoutError: no answer in")
+    assert said.count("note: ") == 1
 
 
 def test_what_is_missing_is_said_at_once(server: Server) -> None:

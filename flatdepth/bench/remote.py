@@ -28,6 +28,9 @@ from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.shards.remote import Reading
 from flatdepth.data.shards.write import Output, write_index
 
+SPREAD = 64
+"""Samples of the set for each one that is read."""
+
 WINDOW = 8
 """Blocks that are mixed with each other."""
 
@@ -59,10 +62,10 @@ class RemoteRates:
 def measure_remote(
     *, samples: int, rounds: int, threads: int, block: int, line: Mapping[str, float]
 ) -> RemoteRates:
-    """Time all contenders on a made-up set of samples of 100 KB.
+    """Time all contenders on a made-up set of samples of 100 KB, in shards of 200 MB.
 
     Args:
-        samples: of the set, which every contender reads once per round.
+        samples: that every contender reads in a round, of a set of ``SPREAD`` times as many.
         rounds: of all contenders in turn, after two that do not count.
         threads: that read.
         block: neighbours in the set that come soon after each other; 1: random order.
@@ -83,7 +86,7 @@ def measure_remote(
             LINES[f"host{number}"] = Line(directory=folder, seed=number)
             shards = ShardSet.open(f"far://host{number}/set", reading=reading)
             if name == KEPT:
-                for i in range(len(shards)):
+                for i in order.tolist():
                     shards.read_bytes(i)
             LINES[f"host{number}"] = Line(directory=folder, seed=number, **line)
             waits[name] = []
@@ -137,27 +140,28 @@ class _Reader:
 
 
 def _order(samples: int, block: int) -> Int64[np.ndarray, " n"]:
-    """All samples once: blocks of neighbours in random order, mixed within windows of some."""
+    """Blocks of neighbours from anywhere in the set, mixed within windows of some."""
     rng = np.random.default_rng(0)
-    cut = np.array_split(np.arange(samples), max(1, samples // block))
-    blocks = [cut[i] for i in rng.permutation(len(cut))]
+    cut = np.arange(samples * SPREAD // block * block).reshape(-1, block)
+    blocks = cut[rng.permutation(len(cut))[: -(-samples // block)]]
     windows = [blocks[i : i + WINDOW] for i in range(0, len(blocks), WINDOW)]
-    return np.concatenate([rng.permutation(np.concatenate(window)) for window in windows])
+    return np.concatenate([rng.permutation(window.ravel()) for window in windows])[:samples]
 
 
 @contextmanager
 def _far_set(samples: int) -> Iterator[Path]:
-    """A directory with a set of made-up bytes, and a cache of its own meanwhile."""
+    """A directory with a set whose shards are holes, and a cache of its own meanwhile."""
     register()
+    index = made_up_index(samples * SPREAD)
+    start, end = index.span(0)
+    crc32 = np.full(len(index), zlib.crc32(bytes(end - start)), np.uint32)
     with tempfile.TemporaryDirectory() as name:
-        index = made_up_index(samples)
-        blob = np.random.default_rng(0).bytes(index.span(samples - 1)[1])
-        spans = [index.span(i) for i in range(samples)]
-        crc32 = np.array([zlib.crc32(blob[a:b]) for a, b in spans], np.uint32)
         folder = Path(name, "set")
         folder.mkdir()
         write_index(Output(str(folder)), replace(index, crc32=crc32))
-        (folder / index.shards[0].name).write_bytes(blob)
+        for shard in index.shards:
+            with (folder / shard.name).open("wb") as file:
+                file.truncate(shard.bytes)
         with patch.dict(os.environ, {CACHE_VARIABLE: str(Path(name, "cache"))}):
             yield Path(name)
 

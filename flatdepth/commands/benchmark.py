@@ -5,7 +5,7 @@ flatdepth benchmark memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of 
 flatdepth benchmark step [--steps 10] [--config FILE]                 stages of its steps
 flatdepth benchmark loader [--samples 128] [--config FILE]            reading and decoding
 flatdepth benchmark index [--samples 1000000]                         opening a large set
-flatdepth benchmark remote [--samples 256] [--block 16]               reading from a slow server
+flatdepth benchmark remote [--samples 512] [--block 16]               reading from a slow server
 flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
 memory, step and loader take every option of training too, and the quickstart's without any.
@@ -110,7 +110,7 @@ def options() -> Parser:
         "--samples", type=number(10, 10**8), default=10**6, help="of the set (default: 10^6)"
     )
     remote = subs["remote"]
-    remote.add_argument("--samples", type=number(1, 10**5), default=256, help="of the set")
+    remote.add_argument("--samples", type=number(1, 10**4), default=512, help="per round")
     remote.add_argument("--rounds", type=number(1, 10**5), default=5, help="timed rounds")
     remote.add_argument("--threads", type=number(1, 256), default=4, help="threads that read")
     remote.add_argument(
