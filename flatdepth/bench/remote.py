@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -60,7 +61,7 @@ class RemoteRates:
 
 
 def measure_remote(
-    *, samples: int, rounds: int, threads: int, block: int, line: Mapping[str, float]
+    *, samples: int, rounds: int, threads: int, block: int, line: Mapping[str, Any]
 ) -> RemoteRates:
     """Time all contenders on a made-up set of samples of 100 KB, in shards of 200 MB.
 
