@@ -251,6 +251,13 @@ class DataConfig:
     GPUs that are faster than that."""
     prefetch: int = 4
     """Micro-batches prepared ahead."""
+    cache_gb: float = 0.0
+    """Samples of remote sets that are kept in $FLATDEPTH_CACHE (or ~/.cache/flatdepth), in GB of
+    10^9 bytes, of all runs together; 0: none. Worth it where a set is read more than once."""
+    read_timeout_s: float = 30.0
+    """Seconds without an answer after which a request to a server is given up and sent again."""
+    outage_minutes: float = 30.0
+    """How long a run waits for a server that has answered before; then it stops with an error."""
 
     def __post_init__(self) -> None:
         _check(
@@ -265,6 +272,9 @@ class DataConfig:
             threads=(1, 256),
             processes=(0, 256),
             prefetch=(1, 1024),
+            cache_gb=(0, 1e6),
+            read_timeout_s=(1, 3600),
+            outage_minutes=(0, 10080),
             split_seed=SEED,
         )
         _require(

@@ -1,8 +1,12 @@
 """The two kinds of trouble a user can cause. Everything else is a bug and keeps its traceback."""
 
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
+
+_LOGIN = re.compile(r"(\w://)[^/\s'\"]+@")
+_QUERY = re.compile(r"(\w://[^\s?'\"]+)\?[^\s'\")]+")
 
 
 class UserError(Exception):
@@ -14,7 +18,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(without_secrets(message)))
 
 
 class BadFrame(Exception):
@@ -33,6 +37,11 @@ class BadFrame(Exception):
 def printable(text: str | Path) -> str:
     """A text on one line: control characters and undecodable bytes become escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs have lost users, passwords and queries, which may be signatures."""
+    return _QUERY.sub(r"\1?***", _LOGIN.sub(r"\1***@", text))
 
 
 class Stopped(BaseException):

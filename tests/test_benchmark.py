@@ -269,3 +269,19 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match=r"paste needs the package cv2 .*\[benchmark\]"):
         tool(monkeypatch, "paste")
+
+
+def test_a_slow_server_is_read_in_every_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "remote.json"
+    arguments = ["--samples=32", "--rounds=1", "--median_ms=1", "--slow_share=0", f"--out={out}"]
+    assert main(["remote", *arguments]) == 0
+    figures = json.loads(out.read_text())
+    names = ["one by one", "hedged", "hedged, read ahead", "kept on this machine"]
+    assert [timing["name"] for timing in figures["timings"]] == names
+    asked = figures["asked"]
+    assert asked["one by one"] == 1 and asked["kept on this machine"] == 0
+    assert 0 < asked["hedged, read ahead"] < 0.5
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"\n{name} ") == 2 for name in names if name != "hedged")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
 from flatdepth.data.loader import training_samples
-from flatdepth.data.shards import read
+from flatdepth.data.shards import remote as ranges
 from flatdepth.data.shards.read import ShardSet
+from flatdepth.data.shards.remote import ATTEMPTS, Reading
 from flatdepth.errors import UserError
 from flatdepth.training.loop import make_training_batch
 from flatdepth.types import Batch
@@ -31,6 +32,8 @@ class Server(ThreadingHTTPServer):
         self.root = root
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.drops = 0
+        self.stalls = 0
+        self.closing = Event()
         self.ranges: list[str | None] = []
         self.knows_ranges = True
 
@@ -54,6 +57,11 @@ class Handler(BaseHTTPRequestHandler):
         if asked is not None:
             first, last = (int(n) for n in re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups())  # type: ignore[union-attr]
             data = data[first : last + 1]
+        if self.server.stalls:
+            self.server.stalls -= 1
+            self.server.closing.wait()
+            self.close_connection = True
+            return
         self.send_response(200 if asked is None else 206)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -80,13 +88,14 @@ def server(tiny_sets: TinySets) -> Iterator[Server]:
         thread = Thread(target=served.serve_forever, args=(0.01,))
         thread.start()
         yield served
+        served.closing.set()
         served.shutdown()
         thread.join()
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(ranges, "FIRST_PAUSE_SECONDS", 0.001)
 
 
 def same_samples(remote: ShardSet, local: ShardSet) -> None:
@@ -109,15 +118,48 @@ def test_a_dropped_connection_is_tried_again(
     server: Server, tiny_sets: TinySets, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.drops = 2
-    with ShardSet.open(tiny_sets.rooms) as local, ShardSet.open(f"{server.url}/rooms/") as remote:
+    url, at_once = f"{server.url}/rooms/", Reading(outage_s=0)
+    with ShardSet.open(tiny_sets.rooms) as local, ShardSet.open(url, reading=at_once) as remote:
         assert len(server.ranges) == 4
-        server.drops = read.ATTEMPTS - 1
+        server.drops = ATTEMPTS - 1
         assert remote.read_bytes(3) == local.read_bytes(3)
-        assert len(server.ranges) == 4 + read.ATTEMPTS
-        assert capsys.readouterr().err.count("trying again") == 2 + read.ATTEMPTS - 1
-        server.drops = read.ATTEMPTS
-        with pytest.raises(UserError, match=rf"cannot read shard http.*\({read.ATTEMPTS} attempts"):
+        assert len(server.ranges) == 4 + ATTEMPTS
+        said = capsys.readouterr().err
+        assert said.count("trying again") == 2 + 1, "one note of the range, however many attempts"
+        server.drops = ATTEMPTS
+        with pytest.raises(UserError, match=rf"cannot read shard http.*\({ATTEMPTS} attempts"):
             remote.read_bytes(3)
+
+
+def test_a_server_that_has_answered_is_waited_for(server: Server, tiny_sets: TinySets) -> None:
+    with (
+        ShardSet.open(tiny_sets.rooms) as local,
+        ShardSet.open(f"{server.url}/rooms") as remote,
+    ):
+        server.drops = ATTEMPTS
+        with pytest.raises(UserError, match=r"cannot read shard"):
+            remote.read_bytes(3)
+        assert remote.read_bytes(3) == local.read_bytes(3)
+        server.drops = 2 * ATTEMPTS
+        assert remote.read_bytes(4) == local.read_bytes(4)
+        assert server.drops == 0
+
+
+def test_a_stalled_connection_is_given_up(
+    server: Server, tiny_sets: TinySets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading = Reading(timeout_s=0.2)
+    with (
+        ShardSet.open(tiny_sets.rooms) as local,
+        ShardSet.open(f"{server.url}/rooms", reading=reading) as remote,
+    ):
+        server.stalls = 2
+        for i in range(4):
+            assert remote.read_bytes(i) == local.read_bytes(i)
+        assert server.stalls == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: {server.url}: a read failed (TimeoutError: no answer in")
+    assert said.count("note: ") == 1
 
 
 def test_what_is_missing_is_said_at_once(server: Server) -> None:
@@ -135,13 +177,19 @@ def test_a_server_without_ranges_is_named(server: Server) -> None:
         remote.read(0)
 
 
+@pytest.mark.parametrize("processes", [0, 2])
 def test_training_samples_do_not_depend_on_where_the_set_is(
-    server: Server, tiny_sets: TinySets, tmp_path: Path
+    server: Server, tiny_sets: TinySets, tmp_path: Path, processes: int
 ) -> None:
-    """With connections that drop now and then, on two threads."""
+    """With connections that drop now and then, on two threads; or read here for processes."""
 
-    def batches(rooms: str, pictures: str) -> list[Batch]:
-        path = tiny_sets.config(tmp_path, data__train=[{"path": rooms}], data__art=[pictures])
+    def batches(rooms: str, pictures: str, processes: int = 0) -> list[Batch]:
+        path = tiny_sets.config(
+            tmp_path,
+            data__train=[{"path": rooms}],
+            data__art=[pictures],
+            data__processes=processes,
+        )
         config = parse_config(TrainConfig, [f"--config={path}"], prog="train.py", description=None)
         stream = training_samples(
             open_corpus(config.data), config, first_step=0, rank=0, ranks=1, accumulation=2
@@ -152,7 +200,7 @@ def test_training_samples_do_not_depend_on_where_the_set_is(
         stream.close()
         return found
 
-    remote = batches(f"{server.url}/rooms", f"{server.url}/pictures")
+    remote = batches(f"{server.url}/rooms", f"{server.url}/pictures", processes)
     assert server.drops == 0
     local = batches(str(tiny_sets.rooms), str(tiny_sets.pictures))
     for ours, theirs in zip(remote, local, strict=True):

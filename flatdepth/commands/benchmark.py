@@ -7,6 +7,7 @@ flatdepth benchmark loader [--samples 128] [--config FILE]            reading an
 flatdepth benchmark decode [PICTURE ...] [--threads 1 2 4]            JPEG decoders
 flatdepth benchmark index [--samples 1000000]                         opening a large set
 flatdepth benchmark scale [--samples 100000000] [--ranks 256]         a training of that size
+flatdepth benchmark remote [--samples 512] [--block 16]               reading from a slow server
 flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
 memory, step and loader take every option of training too, and the quickstart's without any.
@@ -32,7 +33,13 @@ from flatdepth.resources import QUICKSTART, ROOT
 def main(argv: list[str]) -> int:
     """Parse the command line and run one benchmark."""
     chosen, others = options().parse_known_args(argv)
-    alone = {"paste": run_paste, "index": run_index, "decode": run_decode, "scale": run_scale}
+    alone = {
+        "paste": run_paste,
+        "index": run_index,
+        "decode": run_decode,
+        "remote": run_remote,
+        "scale": run_scale,
+    }
     if chosen.command in (*alone, "gpu") and others:
         own = f"{called('benchmark')} {chosen.command}"
         raise UserError(f"unknown option {others[0]}; see {own} --help")
@@ -62,6 +69,7 @@ def options() -> Parser:
         "decode": "JPEG decoders: their time and whether their pixels are Pillow's",
         "index": "opening a made-up set: its index and the corpus of a training (Linux)",
         "scale": "order, reads, caches, index and packing of a training on so many frames and GPUs",
+        "remote": "reading a made-up set over a line with a long tail: hedged, ahead, kept",
         "gpu": "everything that needs a GPU, the most important first, each in its own process",
     }
     subs = {
@@ -138,6 +146,26 @@ def options() -> Parser:
             default=default,
             help=f"{text} (default: {default})",
         )
+    remote = subs["remote"]
+    remote.add_argument("--samples", type=number(1, 10**4), default=512, help="per round")
+    remote.add_argument("--rounds", type=number(1, 10**5), default=5, help="timed rounds")
+    remote.add_argument("--threads", type=number(1, 256), default=4, help="threads that read")
+    remote.add_argument(
+        "--block",
+        type=number(1, 10**5),
+        default=16,
+        help="neighbours read near each other; 1: none",
+    )
+    remote.add_argument(
+        "--median_ms", type=number(0.0, 1e4), default=30.0, help="median time to the first byte"
+    )
+    remote.add_argument(
+        "--slow_share", type=number(0.0, 1.0), default=0.01, help="share of slow answers"
+    )
+    remote.add_argument(
+        "--slow_ms", type=number(0.0, 1e5), default=2000.0, help="time to their first byte"
+    )
+    remote.add_argument("--mb_per_s", type=number(0.1, 1e5), default=50.0, help="of each answer")
     gpu = subs["gpu"]
     gpu.add_argument(
         "--minutes", type=number(1, 10**4), default=8, help="time for all parts together"
@@ -283,3 +311,28 @@ def run_scale(chosen: argparse.Namespace) -> dict[str, object]:
     for title, text in tables(found).items():
         print(f"{title}\n\n{text}")
     return found
+
+
+def run_remote(chosen: argparse.Namespace) -> dict[str, object]:
+    """Reading from a slow server."""
+    from flatdepth.bench.remote import measure_remote, remote_text
+
+    found = measure_remote(
+        samples=chosen.samples,
+        rounds=chosen.rounds,
+        threads=chosen.threads,
+        block=chosen.block,
+        line={
+            "median_s": chosen.median_ms / 1e3,
+            "slow_share": chosen.slow_share,
+            "slow_s": chosen.slow_ms / 1e3,
+            "bytes_per_s": chosen.mb_per_s * 1e6,
+        },
+    )
+    print(
+        f"{chosen.samples} samples of 100 KB, {chosen.threads} threads, blocks of {chosen.block}; "
+        f"first bytes after {chosen.median_ms:g} ms, {chosen.slow_share:.1%} after "
+        f"{chosen.slow_ms:g} ms"
+    )
+    print(remote_text(found))
+    return asdict(found)

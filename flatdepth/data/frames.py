@@ -15,6 +15,7 @@ from flatdepth.data.demo import ensure_demo
 from flatdepth.data.order import Locality, scene_split
 from flatdepth.data.shards import REGION_EXT
 from flatdepth.data.shards.read import ShardSet
+from flatdepth.data.shards.remote import Reading
 from flatdepth.data.streams import Stream, is_url_list
 from flatdepth.errors import UserError
 from flatdepth.types import Frame
@@ -141,9 +142,14 @@ def open_corpus(config: DataConfig) -> Corpus:
             f"data.train: {listed[0]} is no directory of a shard set; name that, or set "
             "data.loader to webdataset to read tars without an index"
         )
-    train_sets = [_open(entry.path, "depth", "data.train") for entry in indexed]
-    val_sets = [_open(path, "depth", "data.val") for path in config.val]
-    art_sets = [_open(path, "art", "data.art") for path in config.art]
+    reading = Reading(
+        timeout_s=config.read_timeout_s,
+        outage_s=60 * config.outage_minutes,
+        cache_bytes=int(1e9 * config.cache_gb),
+    )
+    train_sets = [_open(entry.path, "depth", "data.train", reading) for entry in indexed]
+    val_sets = [_open(path, "depth", "data.val", reading) for path in config.val]
+    art_sets = [_open(path, "art", "data.art", reading) for path in config.art]
     starts = np.cumsum([0, *(len(shards) for shards in (*train_sets, *val_sets))])
     train: list[Subset] = []
     held_out: list[Subset] = []
@@ -192,9 +198,9 @@ def open_corpus(config: DataConfig) -> Corpus:
     )
 
 
-def _open(path: str, kind: str, key: str) -> ShardSet:
+def _open(path: str, kind: str, key: str, reading: Reading) -> ShardSet:
     ensure_demo(path)
-    shards = ShardSet.open(path)
+    shards = ShardSet.open(path, reading=reading)
     if shards.index.kind != kind:
         raise UserError(
             f"{key}: expected a set of kind '{kind}', but {path} is of kind '{shards.index.kind}'"

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from flatdepth.cli import free_memory, keep_freed_memory
 from flatdepth.config import MAX_DEPTH_M, DataConfig, ModelConfig, PasteConfig, TrainConfig
 from flatdepth.data.frames import Corpus, Pictures, Subset, open_corpus
 from flatdepth.data.order import Order, rank_draw
+from flatdepth.data.shards.ahead import AHEAD_BYTES, ReadAhead
+from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.streams import Window
 from flatdepth.data.workers import Workers
 from flatdepth.errors import UserError
@@ -55,6 +57,9 @@ LOOKED_UP = 256
 
 DEALT = 1 << 14
 """The same where all ranks' samples of a step are looked up to be dealt out."""
+
+READERS = 2
+"""Requests ahead of use per loader thread, of samples on servers."""
 
 _PLANNING = threading.Lock()
 """One thread plans at a time: small numpy calls of several would pass the interpreter's lock to and
@@ -153,11 +158,13 @@ def training_samples(
     stream_seed = hash_words(config.seed, first_step)
     streams = [stream.windows(stream_seed, rank, ranks) for stream in corpus.streams]
     reader = ThreadPoolExecutor(1, thread_name_prefix="stream")
+    count = config.data.processes
+    ahead = ReadAhead(READERS * (count or config.data.threads))
 
     per_step = accumulation * config.micro_batch
     steps = max(1, DEALT // (per_step * ranks) if order.is_local else LOOKED_UP // per_step)
 
-    def tasks() -> Iterator[tuple[int, int | Future[Window], int, int]]:
+    def tasks() -> Iterator[_Task]:
         for first in itertools.count(first_step, steps):
             draw = rank_draw(
                 order,
@@ -170,21 +177,30 @@ def training_samples(
             )
             samples = zip(draw.set.tolist(), draw.index.tolist(), draw.epoch.tolist(), strict=True)
             for number, (set_, place, epoch) in enumerate(samples):
-                source = reader.submit(next, streams[set_]) if streams else set_
-                yield first + number // per_step, source, place, epoch
+                window = reader.submit(next, streams[set_]) if streams else None
+                yield _Task(first + number // per_step, set_, place, epoch, window)
 
-    count = config.data.processes
+    def sample_of(task: _Task) -> tuple[ShardSet, int]:
+        subset = corpus.train[task.set]
+        return subset.shards, int(subset.rows[task.place])
+
+    is_remote = not streams and is_any_remote(corpus)
     workers = Workers(partial(_in_process, config, dict(corpus.digests)), count) if count else None
-    prepare = workers or partial(_prepare, corpus, config)
 
-    def load(task: tuple[int, int | Future[Window], int, int]) -> Sample:
-        step, source, place, epoch = task
-        frames = source.result() if isinstance(source, Future) else source
-        return prepare((step, frames, place, epoch))
+    def load(task: _Task) -> Sample:
+        if isinstance(task.window, Future):
+            task = task._replace(window=task.window.result())
+        if workers is None:
+            return _prepare(corpus, config, task)
+        if is_remote:
+            shards, row = sample_of(task)
+            if shards.ranges is not None:  # read here, where it is read ahead
+                task = task._replace(blob=shards.read_bytes(row))
+        return workers(task)
 
     samples = in_order(
         load,
-        tasks(),
+        ahead.through(tasks(), LOOKED_UP, sample_of) if is_remote else tasks(),
         threads=count or config.data.threads,
         ahead=config.data.prefetch * config.micro_batch,
     )
@@ -200,24 +216,39 @@ def training_samples(
                         batch = []
         finally:
             reader.shutdown(wait=False, cancel_futures=True)
+            ahead.close()
             if workers is not None:
                 workers.close()
 
     return micro_batches()
 
 
-def _prepare(
-    corpus: Corpus, config: TrainConfig, task: tuple[int, int | Window, int, int]
-) -> Sample:
-    """The sample of (step, number of the training set or samples of a stream, place, epoch)."""
-    step, source, place, epoch = task
-    frames = corpus.train[source] if isinstance(source, int) else source
-    return training_sample(corpus, config, frames, place, epoch, step)
+class _Task(NamedTuple):
+    """A sample to prepare: step, number of the training set, place in it, and epoch.
+
+    ``window`` is what a stream gives instead of the place, ``blob`` the sample's bytes if they are
+    read already.
+    """
+
+    step: int
+    set: int
+    place: int
+    epoch: int
+    window: Window | Future[Window] | None = None
+    blob: bytes | None = None
 
 
-def _in_process(
-    config: TrainConfig, digests: Mapping[str, str]
-) -> Callable[[tuple[int, int | Window, int, int]], Sample]:
+def _prepare(corpus: Corpus, config: TrainConfig, task: _Task) -> Sample:
+    if isinstance(task.window, Window):
+        frames: Frames = task.window
+    else:
+        frames = subset = corpus.train[task.set]
+        if task.blob is not None:
+            subset.shards.hand(int(subset.rows[task.place]), task.blob)
+    return training_sample(corpus, config, frames, task.place, task.epoch, task.step)
+
+
+def _in_process(config: TrainConfig, digests: Mapping[str, str]) -> Callable[[_Task], Sample]:
     """``_prepare`` for a process of its own, which opens the corpus once more."""
     keep_freed_memory()
     corpus = open_corpus(config.data)
@@ -245,6 +276,8 @@ def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
             f"data.processes: expected at most the {room // PROCESS_BYTES} that half of the free "
             f"memory holds, got {config.data.processes}; lower it"
         )
+    room -= config.data.processes * PROCESS_BYTES
+    room = max(0, room - AHEAD_BYTES * is_any_remote(corpus))
     most = room // (FRAME_BYTES * (frame_px + shown_px))
     for keys, ahead in (
         ("data.prefetch x micro_batch", config.data.prefetch * config.micro_batch),
@@ -255,6 +288,11 @@ def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
                 f"{keys}: expected at most the {most} samples that half of the free memory holds, "
                 f"got {ahead}; lower it"
             )
+
+
+def is_any_remote(corpus: Corpus) -> bool:
+    """Whether a set that is trained on is read from a server."""
+    return any(subset.shards.ranges is not None for subset in corpus.train)
 
 
 def training_sample(

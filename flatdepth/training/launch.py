@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from accelerate.utils import (
     AutocastKwargs,
     DistributedDataParallelKwargs,
     DistributedType,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
     parse_flag_from_env,
 )
@@ -54,6 +56,7 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             AutocastKwargs(cache_enabled=False),
             # With place_gradients: no second copy of the gradients for their exchange.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            *_patience(config),
         ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -82,6 +85,19 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             )
         use_autocast_alone(accelerator)
     return accelerator
+
+
+def _patience(config: TrainConfig) -> list[InitProcessGroupKwargs]:
+    """With sets on servers, devices wait for one whose server is away, for as long as that waits.
+
+    By themselves they give up after 10 minutes (NCCL) or 30 (gloo).
+    """
+    data = config.data
+    if not any(
+        "://" in path for path in (*data.val, *data.art, *(set_.path for set_ in data.train))
+    ):
+        return []
+    return [InitProcessGroupKwargs(timeout=timedelta(minutes=30 + data.outage_minutes))]
 
 
 def use_all_cores() -> None:

@@ -5,13 +5,12 @@ import math
 import os
 import sys
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex
 
 import fsspec
 import numpy as np
@@ -31,7 +30,8 @@ from flatdepth.data.shards import (
     WORK_DIR,
     is_key,
 )
-from flatdepth.data.shards.cache import cache_directory, downloaded
+from flatdepth.data.shards.ahead import Together
+from flatdepth.data.shards.cache import cache_directory, downloaded, sample_cache
 from flatdepth.data.shards.codec import (
     decode_depth,
     decode_frame,
@@ -47,18 +47,11 @@ from flatdepth.data.shards.index import (
     mapped_columns,
     parsed_columns,
 )
-from flatdepth.errors import BadFrame, UserError
+from flatdepth.data.shards.remote import ATTEMPTS, Ranges, Reading, retried
+from flatdepth.errors import BadFrame, UserError, printable, without_secrets
 from flatdepth.resources import demo_file
 from flatdepth.types import FlatThings, Frame, RawFrame, Region
 from flatdepth.untrusted import parse_json
-
-Value = TypeVar("Value")
-
-ATTEMPTS = 5
-"""How often a remote read is tried before it counts as failed."""
-
-FIRST_PAUSE_SECONDS = 0.5
-"""Wait before the second attempt; every further one takes twice as long as the one before."""
 
 _MAX_DESCRIPTORS = 256
 
@@ -89,9 +82,17 @@ class ShardSet:
         index: its index; the columns below are taken from it.
         keys, scenes, splits: one string per sample.
         sizes: (N, 2) int32 image height and width in pixels.
+        ranges: reads its shards if it is remote.
     """
 
-    def __init__(self, url: str, fs: fsspec.AbstractFileSystem, root: str, index: Index) -> None:
+    def __init__(
+        self,
+        url: str,
+        fs: fsspec.AbstractFileSystem,
+        root: str,
+        index: Index,
+        reading: Reading | None = None,
+    ) -> None:
         self.url = url
         self.index = index
         self.keys: Strings = index.keys
@@ -104,10 +105,23 @@ class ShardSet:
         self._descriptors: dict[int, int] = {}
         self._checked: set[int] = set()
         self._lock = threading.Lock()
+        reading = reading or Reading()
+        self.ranges = None if isinstance(fs, LocalFileSystem) else Ranges(fs, root, reading)
+        self._cache = (
+            sample_cache(reading.cache_bytes, cache_directory())
+            if self.ranges and reading.cache_bytes
+            else None
+        )
+        self._together: dict[int, Together] = {}
+        self._handed: dict[int, bytes] = {}
 
     @classmethod
     def open(
-        cls, url: str | os.PathLike[str], check_sizes: bool = True, use_cache: bool = True
+        cls,
+        url: str | os.PathLike[str],
+        check_sizes: bool = True,
+        use_cache: bool = True,
+        reading: Reading | None = None,
     ) -> "ShardSet":
         """Open the set in a directory, at an fsspec URL, or at the path of its ``index.json``.
 
@@ -117,6 +131,7 @@ class ShardSet:
                 find a truncated one hours later.
             use_cache: take the columns of a remote index from this machine if they are kept here,
                 and keep them.
+            reading: how samples of a remote set are read; None: as is usual, and none are kept.
 
         Raises:
             UserError: there is no finished set, its index is unusable, or a shard is missing or
@@ -131,9 +146,10 @@ class ShardSet:
             raise UserError(_how_to_make(url, fs, root)) from error
         except OSError as error:
             raise UserError(f"cannot read {url}/{INDEX_NAME}: {error}") from error
-        shards = cls(url, fs, root, open_index(url, fs, root, data, use_cache))
+        shards = cls(url, fs, root, open_index(url, fs, root, data, use_cache), reading)
         if unknown := sorted(shards.index.members.keys() - KNOWN_EXTS):
-            print(f"note: {url}: members .{unknown[0]} mean nothing here", file=sys.stderr)
+            named = printable(without_secrets(url))
+            print(f"note: {named}: members .{unknown[0]} mean nothing here", file=sys.stderr)
         if check_sizes and isinstance(fs, LocalFileSystem):
             shards._check_sizes()
         return shards
@@ -221,7 +237,7 @@ class ShardSet:
             if self._pread:
                 blob = self._read_local(number, path, start, end - start)
             else:
-                blob = _cat(self._fs, path, start, end)
+                blob = self._read_remote(i, path, start, end)
         except OSError as error:
             raise UserError(f"cannot read shard {path}: {error}") from error
         if len(blob) > end - start:
@@ -305,6 +321,51 @@ class ShardSet:
         with Path(path).open("rb", buffering=0) as file:
             return os.pread(file.fileno(), length, offset)
 
+    def _read_remote(self, i: int, path: str, start: int, end: int) -> bytes:
+        """A sample from this machine's cache, from what was read ahead, or from its server."""
+        if self.ranges is None:  # a local one where there is no pread
+            return retried(path, lambda: self._fs.cat_file(path, start=start, end=end), 1)
+        if (blob := self._handed.pop(i, None)) is not None:
+            return blob
+        crc32, together = int(self.index.crc32[i]), self._together.pop(i, None)
+        if self._cache and (kept := self._cache.get(self._kept_name(i), end - start, crc32)):
+            if together is not None:
+                together.drop(i)
+            return kept
+        blob = None if together is None else together.take(i)
+        if blob is None:
+            blob = self.ranges.read(path, start, end)
+        if self._cache and len(blob) == end - start and zlib.crc32(blob) == crc32:
+            self._cache.put(self._kept_name(i), blob)
+        return blob
+
+    def hand(self, i: int, blob: bytes) -> None:
+        """Give the bytes of a remote sample that another process has read, for the next read."""
+        self._handed[i] = blob
+
+    def place_ahead(self, i: int) -> tuple[int, int, int] | None:
+        """Shard, first and past-the-last byte of a sample that is worth reading ahead."""
+        if self.ranges is None or i in self._together:
+            return None
+        if self._cache and self._cache.holds(self._kept_name(i)):
+            return None
+        number, (start, end) = int(self.index.shard_of(i)), self.index.span(i)
+        return (number, start, end) if start < end <= self.index.shards[number].bytes else None
+
+    def expect(self, together: Together) -> None:
+        """Take samples from there when they are asked for."""
+        self._together |= dict.fromkeys(together.spans, together)
+
+    def forget(self, together: Together) -> None:
+        """Read samples that were to come from there by themselves."""
+        for i in list(together.spans):
+            self._together.pop(i, None)
+
+    def _kept_name(self, i: int) -> str:
+        """What a sample is called in the cache: by its content, whatever the set is called."""
+        shard = self.index.shards[int(self.index.shard_of(i))]
+        return f"{shard.sha256[:32]}-{self.index.span(i)[0]}"
+
     def _check_sizes(self) -> None:
         for number, shard in enumerate(self.index.shards):
             path = Path(self.shard_path(number))
@@ -337,7 +398,7 @@ def open_index(
                 return parsed_columns(_cat(fs, path))
             name = f"index-{checksum}.safetensors"
             return mapped_columns(
-                downloaded(name, lambda to: _retried(path, lambda: fs.get_file(path, to), ATTEMPTS))
+                downloaded(name, lambda to: retried(path, lambda: fs.get_file(path, to), ATTEMPTS))
             )
         except OSError as error:
             raise UserError(
@@ -348,36 +409,14 @@ def open_index(
     return Index.from_bytes(data, columns, f"{url}/{INDEX_NAME}")
 
 
-def _cat(
-    fs: fsspec.AbstractFileSystem, path: str, start: int | None = None, end: int | None = None
-) -> bytes:
-    """Bytes of a file. Raises OSError as ``_retried``."""
-
-    def cat() -> bytes:
-        blob: bytes = fs.cat_file(path, start=start, end=end)
-        return blob
-
-    return _retried(path, cat, 1 if isinstance(fs, LocalFileSystem) else ATTEMPTS)
+def _cat(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """A whole file. Raises OSError as ``retried``."""
+    blob: bytes = retried(path, lambda: fs.cat_file(path), _attempts(fs))
+    return blob
 
 
-def _retried(path: str, call: Callable[[], Value], attempts: int) -> Value:
-    """What a call returns that reads a file; one that fails on the way is tried again, more slowly.
-
-    Raises:
-        OSError: the file is missing or may not be read, or the last attempt failed.
-    """
-    for attempt in range(attempts):
-        try:
-            return call()
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            raise
-        except Exception as error:  # every kind of file system has its own errors for a lost line
-            if attempt + 1 == attempts:
-                raise OSError(f"{type(error).__name__}: {error} ({attempts} attempts)") from error
-            pause = FIRST_PAUSE_SECONDS * 2**attempt
-            print(f"note: {path}: {error!r}; trying again in {pause:g} s", file=sys.stderr)
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+def _attempts(fs: fsspec.AbstractFileSystem) -> int:
+    return 1 if isinstance(fs, LocalFileSystem) else ATTEMPTS
 
 
 def raw_frame(key: str, parts: Mapping[str, bytes]) -> RawFrame:
