@@ -7,11 +7,12 @@ threads in the training process keep up without pickling or shared memory. Resul
 import itertools
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -32,11 +33,13 @@ from flatdepth.data.order import Order, rank_positions
 from flatdepth.data.streams import Window
 from flatdepth.errors import UserError
 from flatdepth.geometry import View, view_depth, view_image, view_region
+from flatdepth.pace import Lane, add, preparing, stage
 from flatdepth.types import Batch, Frame
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
+Timed = tuple[Window, float]
 
 FRAME_BYTES = 8
 """Per pixel of a prepared sample: colours, depth, and one for what else there is."""
@@ -76,6 +79,7 @@ class Sample:
         photometric: (10,) factors of ``draw_photometric``.
         identity: number of the frame in the run.
         loss_seed: what random numbers of a loss follow from, below 2^32.
+        seconds: that it took, by ``pace.LOADER_STAGES``.
     """
 
     frame: Frame
@@ -86,6 +90,7 @@ class Sample:
     photometric: Float64[np.ndarray, " 10"]
     identity: int
     loss_seed: int
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def is_labelled(self) -> bool:
@@ -143,7 +148,7 @@ def training_samples(
     per_step = accumulation * config.micro_batch
     steps = max(1, LOOKED_UP // per_step)
 
-    def tasks() -> Iterator[tuple[int, Subset | Future[Window], int, int]]:
+    def tasks() -> Iterator[tuple[int, Subset | Future[Timed], int, int]]:
         for first in itertools.count(first_step, steps):
             positions = [
                 rank_positions(
@@ -160,13 +165,16 @@ def training_samples(
             draw = order.draw(np.concatenate(positions))
             samples = zip(draw.set.tolist(), draw.index.tolist(), draw.epoch.tolist(), strict=True)
             for number, (set_, place, epoch) in enumerate(samples):
-                source = reader.submit(next, streams[set_]) if streams else corpus.train[set_]
+                source = reader.submit(_timed, streams[set_]) if streams else corpus.train[set_]
                 yield first + number // per_step, source, place, epoch
 
-    def load(task: tuple[int, Subset | Future[Window], int, int]) -> Sample:
+    def load(task: tuple[int, Subset | Future[Timed], int, int]) -> Sample:
         step, source, place, epoch = task
-        frames = source.result() if isinstance(source, Future) else source
-        return training_sample(corpus, config, frames, place, epoch, step)
+        with preparing() as seconds:
+            frames, reading = source.result() if isinstance(source, Future) else (source, 0.0)
+            add("read", reading)
+            sample = training_sample(corpus, config, frames, place, epoch, step)
+        return replace(sample, seconds=seconds)
 
     samples = in_order(
         load,
@@ -188,6 +196,26 @@ def training_samples(
             reader.shutdown(wait=False, cancel_futures=True)
 
     return micro_batches()
+
+
+def _timed(stream: Iterator[Window]) -> Timed:
+    begin = time.perf_counter()
+    return next(stream), time.perf_counter() - begin
+
+
+def lanes(config: TrainConfig) -> tuple[Lane, ...]:
+    """Who prepares the samples of a training, for ``pace.limit``."""
+    streamed = config.data.loader == "webdataset"
+    ahead = config.data.prefetch * config.micro_batch
+    threads = Lane(
+        "a loader thread",
+        min(config.data.threads, ahead),
+        ("decode", "plan", "content") if streamed else ("read", "decode", "plan", "content"),
+        "raise data.prefetch" if ahead < config.data.threads else "raise data.threads",
+    )
+    reader = Lane("the one thread that reads streams", 1, ("read",), "")
+    planner = Lane("the one thread that plans", 1, ("plan",), "")
+    return (reader, planner, threads) if streamed else (planner, threads)
 
 
 def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
@@ -308,7 +336,7 @@ def pasted_sample(
     contents: tuple[Content, ...] = ()
     if is_pasted(draws, pastes):
         thin = thin_view(frame, view)
-        with _PLANNING:
+        with _PLANNING, stage("plan"):
             plan = plan_pastes(
                 thin, draws, pastes, picture_aspects=pictures.aspects, depth_range_m=depth_range_m
             )
@@ -316,10 +344,11 @@ def pasted_sample(
             picture=pictures.picture,
             frame=lambda number: subset.frame(number % len(subset)),
         )
-        contents = tuple(
-            make_content(paste, frame, view, thin.K_px, sources, pastes.mirror_target)
-            for paste in plan
-        )
+        with stage("content"):
+            contents = tuple(
+                make_content(paste, frame, view, thin.K_px, sources, pastes.mirror_target)
+                for paste in plan
+            )
     if photometric is None:
         photometric = np.array(list(NEUTRAL.values()))
     return Sample(

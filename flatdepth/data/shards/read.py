@@ -48,6 +48,7 @@ from flatdepth.data.shards.index import (
     parsed_columns,
 )
 from flatdepth.errors import BadFrame, UserError
+from flatdepth.pace import stage
 from flatdepth.resources import demo_file
 from flatdepth.types import FlatThings, Frame, RawFrame, Region
 from flatdepth.untrusted import parse_json
@@ -200,6 +201,7 @@ class ShardSet:
             if offset >= 0
         }
 
+    @stage("read")
     def read_bytes(self, i: SupportsIndex) -> bytes:
         """The bytes of sample ``i`` from its first member to its last, tar headers between.
 
@@ -380,6 +382,7 @@ def _retried(path: str, call: Callable[[], Value], attempts: int) -> Value:
     raise AssertionError("unreachable")
 
 
+@stage("decode")
 def raw_frame(key: str, parts: Mapping[str, bytes]) -> RawFrame:
     """Assemble a sample from its files by extension.
 
