@@ -32,7 +32,7 @@ LOADER_STAGES: Mapping[str, str] = {
     "read": "bytes from disk or net",
     "decode": "JPEG, PNG and depth codes",
     "plan": "where pastes hang",
-    "content": "what they show; other frames for it are read and decoded above",
+    "content": "what they show, after reading and decoding it",
 }
 """Stages of preparing a sample; what is done in each."""
 
@@ -143,6 +143,10 @@ def add(name: str, seconds: float) -> None:
 def mean(spent: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean seconds of each stage over samples; those without it count as 0."""
     return {name: sum(one.get(name, 0.0) for one in spent) / len(spent) for name in LOADER_STAGES}
+
+
+def _means(sums: Mapping[str, float], count: int) -> dict[str, float]:
+    return {name: round(value / count, 6) for name, value in sums.items()}
 
 
 class Lane(NamedTuple):
@@ -265,8 +269,8 @@ class Pace:
         busy = self._cpu_seconds / (self._cores * self._step.total())
         found = limit(self._step, self._work, self._lanes, busy)
         self.latest = {
-            "time": {name: value / WINDOW for name, value in self._step.items()},
-            "loader": {name: value / (WINDOW * samples) for name, value in self._work.items()},
+            "time": _means(self._step, WINDOW),
+            "loader": _means(self._work, WINDOW * samples),
             "limit": found.sentence if found else "",
         }
         self._steps, self._cpu_seconds = 0, 0.0

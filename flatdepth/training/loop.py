@@ -185,8 +185,8 @@ def _train(
             keys: list[str] = []
             spent: list[Mapping[str, float]] = []
             for _ in range(accumulation):
-                wait_started = time.perf_counter()
                 clock.enter("wait")
+                wait_started = time.perf_counter()
                 with suppress(Stopped), stop.at_once():
                     samples = next(stream)
                 if stop.agreed:
