@@ -8,7 +8,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "flatdepth"
 
 LAYERS = (
-    "types errors geometry resources untrusted",
+    "types errors geometry resources untrusted pace",
     "cli config hub",
     "rooms",
     "augment",

@@ -8,6 +8,7 @@ import runpy
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,9 +107,9 @@ def trained(
     )
     batches: list[Batch] = []
 
-    def spy(samples: list[Sample], config: TrainConfig, device: torch.device) -> Batch:
+    def spy(samples: list[Sample], config: TrainConfig, device: torch.device, *enter: Any) -> Batch:
         assert device == CPU
-        batches.append(spied(samples, config, device))
+        batches.append(spied(samples, config, device, *enter))
         return batches[-1]
 
     spied = loop.make_training_batch

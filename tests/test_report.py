@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import runpy
@@ -313,6 +314,36 @@ def test_run_facts(tmp_path: Path) -> None:
         "encoder: vitt",
     ):
         assert fact in text, fact
+
+
+def test_the_time_of_steps_and_samples_is_shown(tmp_path: Path) -> None:
+    """Means of what was logged; records without times do not count, damaged ones do no harm."""
+    sentence = "the planner limits this run: its steps wait 34% of the time for samples; lower it"
+    run = make_run(tmp_path / "run", metrics() | {"pace": {"limit": sentence}})
+    times = [
+        {"time": {"wait": 0.25, "forward": 0.5}, "loader": {"plan": 0.02, "decode": 0.0}},
+        {"time": {"wait": 0.75, "forward": 0.5, "new": 9.0}, "loader": {"plan": 0.06}},
+        {"time": {"wait": "x", "forward": -1.0, "copy": math.nan}, "loader": [1.0]},
+        {},
+    ]
+    record = {"loss": 1.0, "lr": 1e-4}
+    lines = [json.dumps({"step": n} | record | time) for n, time in enumerate(times, start=1)]
+    (run / "history.jsonl").write_text("\n".join(lines))
+    page = read(run)
+    assert sentence[1:] in page.text
+    bars = [a["aria-label"] for _, a in page.tags if a.get("class") == "bar"]
+    assert bars == [
+        "An optimiser step: wait 333 ms, forward 333 ms",
+        "A sample, beside the steps: plan 40.0 ms",
+    ]
+    widths = [a["style"] for tag, a in page.tags if tag == "i" and "width" in (a["style"] or "")]
+    assert [width.partition(";")[0] for width in widths if width] == [
+        "width: 50.00%",
+        "width: 50.00%",
+        "width: 100.00%",
+    ]
+    (tmp_path / "old").mkdir()
+    assert "Where the time went" not in read(make_run(tmp_path / "old" / "run", history=True)).text
 
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;\"'</td></style><script>"

@@ -39,6 +39,7 @@ from flatdepth.judge.protocol import align_inverse_depth
 from flatdepth.judge.validation import evaluate
 from flatdepth.models.checkpoint import load_weights
 from flatdepth.models.depth_anything import DepthAnythingV2
+from flatdepth.pace import LOADER_STAGES, STEP_STAGES
 from flatdepth.show.run_page import write_report
 from flatdepth.training import launch, runlog, stop
 from flatdepth.training.launch import share_out
@@ -138,6 +139,14 @@ def test_a_run_leaves_what_is_documented(whole_run: Path) -> None:
         assert entry["table"]["clean"]["images"] == 3
     assert [record["step"] for record in history(whole_run)] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(record["loss"]) for record in history(whole_run))
+    for record in map(json.loads, (whole_run / "history.jsonl").read_text().splitlines()):
+        assert record["time"].keys() == STEP_STAGES.keys() - {"teacher"}
+        assert record["loader"].keys() == LOADER_STAGES.keys()
+        assert 0 < sum(record["time"].values()) <= 4 / record["images_per_s"] + 1e-5
+        waited = record["data_wait_share"] * 4 / record["images_per_s"]
+        assert record["time"]["wait"] >= waited - 1e-6
+    assert metrics["pace"] is None  # too few steps to tell
+    assert "Where the time went" in (whole_run / "report.html").read_text()
     assert len(list((whole_run / "pictures").glob("*.png"))) == 3
     assert (whole_run / "report.html").stat().st_size > 20_000
     assert read_config(whole_run / "config.yaml").steps == 6
@@ -156,6 +165,8 @@ def test_tensorboard_gets_figures_and_pictures(whole_run: Path) -> None:
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     (loss, *_) = history(whole_run)
     assert events.Scalars("train/loss")[0].value == pytest.approx(loss["loss"], rel=1e-6)
+    assert [e.step for e in events.Scalars("time/backward")] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in events.Scalars("time/loader/decode")] == [1, 2, 3, 4, 5, 6]
     assert [e.step for e in events.Scalars("val/flat/abs_rel")] == [0, 3, 6]
     pictures = events.Images("val/pictures")
     assert [picture.step for picture in pictures] == [0, 3, 6]
@@ -358,8 +369,12 @@ def test_going_on_elsewhere_clears_up_and_logs_every_step_once(half_run: Path) -
 
     run = half_run.rename(half_run.with_name("other"))
     shutil.copytree(newest_checkpoint(run), run / "checkpoints" / ".step-00000005.tmp")
+    figures = run / "metrics.json"
+    known = {"time": {"wait": 1.0}, "loader": {}, "limit": "told before"}
+    figures.write_text(json.dumps(json.loads(figures.read_text()) | {"pace": known}))
     train(read_config(run / "config.yaml", f"--runs={run.parent}", "--name=other"))
     assert not list((run / "checkpoints").glob(".*"))
+    assert json.loads(figures.read_text())["pace"] == known
     (folder,) = {path.parent for path in (run / "tracker" / "flatdepth").glob("events.*")}
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]

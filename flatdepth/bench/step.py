@@ -3,33 +3,23 @@
 import dataclasses
 import itertools
 import re
-import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flatdepth.augment.draw.composite import paste
-from flatdepth.augment.photometric import photometric
-from flatdepth.bench.timing import environment
+from flatdepth.bench.timing import environment, wait
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import open_corpus
-from flatdepth.data.loader import (
-    Sample,
-    to_device,
-    training_samples,
-    truth_range_m,
-    within_reach,
-)
+from flatdepth.data.loader import Sample, training_samples
+from flatdepth.pace import StageClock
 from flatdepth.training.ema import Ema
 from flatdepth.training.launch import share_out
-from flatdepth.training.loop import loss_weight
+from flatdepth.training.loop import loss_weight, make_training_batch
 from flatdepth.training.memory import (
     NextBatch,
     build_bare_model,
@@ -62,37 +52,6 @@ def known_peak_tflops(device: str) -> float | None:
         if re.search(rf"\b{key}\b(?! (Ti|SUPER|D|Laptop)\b)", device):
             return peak
     return None
-
-
-class StageClock:
-    """Splits time into named stages.
-
-    On CUDA events are recorded in the stream, so nothing is waited for: waiting for data counts
-    only as far as the GPU ran out of work.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = []
-
-    def enter(self, stage: str) -> None:
-        """End the current stage and begin another; a stage may be entered many times."""
-        mark: Any = time.perf_counter()
-        if self._on_cuda:
-            mark = torch.cuda.Event(enable_timing=True)
-            mark.record()
-        self._marks.append((stage, mark))
-
-    def finish(self) -> dict[str, float]:
-        """End the last stage; seconds by stage since the last ``finish``."""
-        self.enter("")
-        if self._on_cuda:
-            torch.cuda.synchronize()
-        seconds: dict[str, float] = defaultdict(float)
-        for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-            seconds[stage] += begin.elapsed_time(end) / 1e3 if self._on_cuda else end - begin
-        self._marks.clear()
-        return dict(seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +124,9 @@ def measure_steps(
                 teacher=teacher,
             )
             ema.update(number + 1)
-            timed.append(clock.finish())
+            clock.enter("")
+            wait(device)
+            timed.append(clock.seconds())
     return _summary(config, timed[WARM_UP:], device, peak_tflops)
 
 
@@ -184,23 +145,15 @@ def training_batches(
 
     Args:
         config: as ``prepared`` gives it.
-        enter: told data wait, to device, paste and photometric as they begin.
+        enter: told wait, copy, paste, photometric and loss as they begin.
     """
     stream = _stream(config)
-    depth_range_m = truth_range_m(config)
 
-    @torch.no_grad()
     def next_batch() -> tuple[Tensor, Tensor, Tensor]:
-        enter("data wait")
-        samples = next(stream)
-        enter("to device")
-        batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
-        enter("paste")
-        batch = paste(batch, plans, depth_range_m=depth_range_m)
-        enter("photometric")
-        image = photometric(batch.image, factors)
-        batch = within_reach(batch, config.model)
-        return image, batch.depth_m, loss_weight(batch, config.loss)
+        enter("wait")
+        batch = make_training_batch(next(stream), config, device, enter)
+        enter("loss")
+        return batch.image, batch.depth_m, loss_weight(batch, config.loss)
 
     with closing(stream):
         yield next_batch
@@ -237,7 +190,7 @@ def _summary(
         stages=stages,
         step_ms=step_ms,
         images_per_s=images_per_s,
-        data_wait_share=stages["data wait"][1] / step_ms[1],
+        data_wait_share=stages["wait"][1] / step_ms[1],
         tflop_per_image=tflop,
         mfu=None if peak_tflops is None else tflop * images_per_s / peak_tflops,
         peak_tflops=peak_tflops,

@@ -8,11 +8,12 @@ that sets the pace, each thread has a process that does its work. Results come i
 import itertools
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -37,11 +38,13 @@ from flatdepth.data.streams import Window
 from flatdepth.data.workers import Workers
 from flatdepth.errors import UserError
 from flatdepth.geometry import View, view_depth, view_image, view_region
+from flatdepth.pace import Lane, add, preparing, stage
 from flatdepth.types import Batch, Frame
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
+Timed = tuple[Window, float]
 
 FRAME_BYTES = 8
 """Per pixel of a prepared sample: colours, depth, and one for what else there is."""
@@ -90,6 +93,7 @@ class Sample:
         photometric: (10,) factors of ``draw_photometric``.
         identity: number of the frame in the run.
         loss_seed: what random numbers of a loss follow from, below 2^32.
+        seconds: that it took, by ``pace.LOADER_STAGES``.
     """
 
     frame: Frame
@@ -100,6 +104,7 @@ class Sample:
     photometric: Float64[np.ndarray, " 10"]
     identity: int
     loss_seed: int
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def is_labelled(self) -> bool:
@@ -177,7 +182,7 @@ def training_samples(
             )
             samples = zip(draw.set.tolist(), draw.index.tolist(), draw.epoch.tolist(), strict=True)
             for number, (set_, place, epoch) in enumerate(samples):
-                window = reader.submit(next, streams[set_]) if streams else None
+                window = reader.submit(_timed, streams[set_]) if streams else None
                 yield _Task(first + number // per_step, set_, place, epoch, window)
 
     def sample_of(task: _Task) -> tuple[ShardSet, int]:
@@ -186,17 +191,19 @@ def training_samples(
 
     is_remote = not streams and is_any_remote(corpus)
     workers = Workers(partial(_in_process, config, dict(corpus.digests)), count) if count else None
+    prepare = workers or partial(_prepare, corpus, config)
 
     def load(task: _Task) -> Sample:
         if isinstance(task.window, Future):
-            task = task._replace(window=task.window.result())
-        if workers is None:
-            return _prepare(corpus, config, task)
-        if is_remote:
+            window, read_s = task.window.result()
+            task = task._replace(window=window, read_s=read_s)
+        elif workers is not None and is_remote:
             shards, row = sample_of(task)
             if shards.ranges is not None:  # read here, where it is read ahead
-                task = task._replace(blob=shards.read_bytes(row))
-        return workers(task)
+                begin = time.perf_counter()
+                blob = shards.read_bytes(row)
+                task = task._replace(blob=blob, read_s=time.perf_counter() - begin)
+        return prepare(task)
 
     samples = in_order(
         load,
@@ -223,19 +230,25 @@ def training_samples(
     return micro_batches()
 
 
+def _timed(stream: Iterator[Window]) -> Timed:
+    begin = time.perf_counter()
+    return next(stream), time.perf_counter() - begin
+
+
 class _Task(NamedTuple):
     """A sample to prepare: step, number of the training set, place in it, and epoch.
 
     ``window`` is what a stream gives instead of the place, ``blob`` the sample's bytes if they are
-    read already.
+    read already, ``read_s`` the seconds that either took.
     """
 
     step: int
     set: int
     place: int
     epoch: int
-    window: Window | Future[Window] | None = None
+    window: Window | Future[Timed] | None = None
     blob: bytes | None = None
+    read_s: float = 0.0
 
 
 def _prepare(corpus: Corpus, config: TrainConfig, task: _Task) -> Sample:
@@ -245,7 +258,10 @@ def _prepare(corpus: Corpus, config: TrainConfig, task: _Task) -> Sample:
         frames = subset = corpus.train[task.set]
         if task.blob is not None:
             subset.shards.hand(int(subset.rows[task.place]), task.blob)
-    return training_sample(corpus, config, frames, task.place, task.epoch, task.step)
+    with preparing() as seconds:
+        add("read", task.read_s)
+        sample = training_sample(corpus, config, frames, task.place, task.epoch, task.step)
+    return replace(sample, seconds=seconds)
 
 
 def _in_process(config: TrainConfig, digests: Mapping[str, str]) -> Callable[[_Task], Sample]:
@@ -255,6 +271,23 @@ def _in_process(config: TrainConfig, digests: Mapping[str, str]) -> Callable[[_T
     if corpus.digests != digests:
         raise UserError("data: a shard set was changed while the run began; start it again")
     return partial(_prepare, corpus, config)
+
+
+def lanes(config: TrainConfig) -> tuple[Lane, ...]:
+    """Who prepares the samples of a training, for ``pace.limit``."""
+    data = config.data
+    streamed = data.loader == "webdataset"
+    ahead = data.prefetch * config.micro_batch
+    kind, count = ("processes", data.processes) if data.processes else ("threads", data.threads)
+    workers = Lane(
+        "a loader process" if data.processes else "a loader thread",
+        min(count, ahead),
+        ("decode", "plan", "content") if streamed else ("read", "decode", "plan", "content"),
+        "raise data.prefetch" if ahead < count else f"raise data.{kind}",
+    )
+    reader = Lane("the one thread that reads streams", 1, ("read",), "")
+    planner = Lane("the one thread that plans", 1, ("plan",), "set data.processes")
+    return (reader,) * streamed + (planner,) * (not data.processes) + (workers,)
 
 
 def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
@@ -388,7 +421,7 @@ def pasted_sample(
     contents: tuple[Content, ...] = ()
     if is_pasted(draws, pastes):
         thin = thin_view(frame, view)
-        with _PLANNING:
+        with _PLANNING, stage("plan"):
             plan = plan_pastes(
                 thin, draws, pastes, picture_aspects=pictures.aspects, depth_range_m=depth_range_m
             )
@@ -396,10 +429,11 @@ def pasted_sample(
             picture=pictures.picture,
             frame=lambda number: subset.frame(number % len(subset)),
         )
-        contents = tuple(
-            make_content(paste, frame, view, thin.K_px, sources, pastes.mirror_target)
-            for paste in plan
-        )
+        with stage("content"):
+            contents = tuple(
+                make_content(paste, frame, view, thin.K_px, sources, pastes.mirror_target)
+                for paste in plan
+            )
     if photometric is None:
         photometric = np.array(list(NEUTRAL.values()))
     return Sample(

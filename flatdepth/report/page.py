@@ -51,6 +51,7 @@ from flatdepth.show.run_page import (
     read_run,
     region_label,
     remarks,
+    stage_times,
     summary,
 )
 from flatdepth.training.memory import CONTEXT_BYTES, gib, simulate
@@ -146,6 +147,7 @@ def write_comparison(
         layers=[(entry, _layer_change(entry)) for entry in entries],
         speed=_speed(entries),
         speed_curves=_speed_curves(entries),
+        times=[(entry, bars) for entry in entries if (bars := stage_times(entry.run))],
         cards=[(domain.name, _cards(domain)) for domain in domains],
         validations=[(e, summary(e.run)) for e in entries if e.run.evaluations],
         metrics=definitions(),

@@ -19,12 +19,13 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from flatdepth.errors import UserError
+from flatdepth.pace import LOADER_STAGES, STEP_STAGES
 from flatdepth.show.html import write_page
 from flatdepth.show.pictures import FLAT_COLOUR, REGION_COLOURS, loss_curve
 from flatdepth.types import ALL_METRICS, METRICS_FORMAT, Metric
 from flatdepth.untrusted import parse_json
 
-_HISTORY = ("step", "loss", "lr", "grad_norm", "images_per_s", "data_wait_share")
+_HISTORY = ("step", "loss", "lr", "grad_norm", "images_per_s", "data_wait_share", "time", "loader")
 _WEBP_LIMIT = (16383, 16383)
 _RUN_FILES = ("metrics.json", "config.yaml", "history.jsonl")
 NIGHT = "(prefers-color-scheme: dark)"
@@ -48,6 +49,25 @@ _DOTS: Mapping[str, str] = {
 } | {member.name.lower(): f"background: rgb{colour}" for member, colour in REGION_COLOURS.items()}
 
 
+_STAGE_COLOURS = {
+    "wait": "#d55e00",
+    "copy": "#cc79a7",
+    "paste": "#e69f00",
+    "photometric": "#d8c93a",
+    "teacher": "#7b5ea7",
+    "forward": "#56b4e9",
+    "loss": "#8a8f96",
+    "backward": "#2f7fc1",
+    "agree": "#b9bec4",
+    "optimiser": "#2a9d78",
+    "read": "#8a8f96",
+    "decode": "#56b4e9",
+    "plan": "#e69f00",
+    "content": "#2a9d78",
+}
+"""Okabe and Ito's, which the colour-blind tell apart, and greys; for light and dark pages."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     label: str
@@ -67,6 +87,7 @@ class Run:
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     evaluations: Sequence[Evaluation] = ()
+    limit: str = ""
     history: Sequence[Mapping[str, Any]] = ()
     config: str = ""
     pictures: Sequence[tuple[str, bytes, tuple[int, int]]] = ()
@@ -93,6 +114,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         remarks=remarks(record),
         regions=summary(record),
         curves=curves(record),
+        times=stage_times(record),
         cards=_cards(record),
         metrics=definitions({n for r in _regions(record) for n in _metric_names(record, r)}),
         facts=facts(record),
@@ -143,6 +165,7 @@ def _read_metrics(run: Path, notes: list[str], **parts: Any) -> Run:
             device=str(record["device"]),
             versions={str(name): str(text) for name, text in record["versions"].items()},
             evaluations=[_evaluation(entry) for entry in record["evaluations"]],
+            limit=str((record.get("pace") or {}).get("limit", "")),
             notes=notes,
             **parts,
         )
@@ -425,6 +448,54 @@ def curves(run: Run) -> dict[str, bytes]:
         media: loss_curve(run.history, evaluations, dark=NIGHT in media, narrow=phone in media)
         for media in (f"{phone} and {NIGHT}", phone, NIGHT, "")
     }
+
+
+class Bar(NamedTuple):
+    """Mean seconds by stage as a stacked bar: (label, width in %, milliseconds) of each."""
+
+    title: str
+    total: str
+    parts: Sequence[tuple[Label, str, str]]
+
+
+def stage_times(run: Run) -> list[Bar]:
+    """Where the time of the steps went, and that of preparing samples; runs of old have neither."""
+    found = (
+        ("An optimiser step", _mean_stages(run, "time", STEP_STAGES), STEP_STAGES),
+        ("A sample, beside the steps", _mean_stages(run, "loader", LOADER_STAGES), LOADER_STAGES),
+    )
+    return [
+        Bar(
+            title,
+            _milliseconds(sum(means.values())),
+            [
+                (
+                    Label(name, f"background: {_STAGE_COLOURS[name]}", about[name]),
+                    f"{100 * value / sum(means.values()):.2f}",
+                    _milliseconds(value),
+                )
+                for name, value in means.items()
+            ],
+        )
+        for title, means, about in found
+        if sum(means.values()) > 0
+    ]
+
+
+def _mean_stages(run: Run, key: str, names: Iterable[str]) -> dict[str, float]:
+    """Mean seconds per record of the stages that took any time."""
+    records = [record[key] for record in run.history if isinstance(record[key], dict)]
+    sums = {name: sum(_seconds(record.get(name)) for record in records) for name in names}
+    return {name: value / len(records) for name, value in sums.items() if value > 0}
+
+
+def _seconds(value: object) -> float:
+    known = isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return float(value) if known else 0.0  # type: ignore[arg-type]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.{1 if seconds < 0.1 else 0}f} ms"
 
 
 def facts(run: Run) -> list[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ function of the step.
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from flatdepth.models.lora import add_lora, merged
 from flatdepth.models.network import DepthNetwork, freeze
 from flatdepth.models.networks import make_network
 from flatdepth.models.precision import autocast
+from flatdepth.pace import StageClock, mean
 from flatdepth.training.ema import Ema
 from flatdepth.training.launch import (
     make_accelerator,
@@ -131,6 +133,7 @@ def _train(
         accumulation=accumulation,
     )
     log = RunLog(run, config, accelerator, progress)
+    clock = StageClock(accelerator.device)
     started = time.perf_counter() - progress.seconds
     wrapped.train()
 
@@ -177,10 +180,12 @@ def _train(
             )
             for group, peak in zip(optimizer.param_groups, peak_rates, strict=True):
                 group["lr"] = peak * factor
-            step_started, waited = time.perf_counter(), 0.0
+            step_started, waited, cpu_started = time.perf_counter(), 0.0, time.process_time()
             sums = torch.zeros(3, device=accelerator.device)
             keys: list[str] = []
+            spent: list[Mapping[str, float]] = []
             for _ in range(accumulation):
+                clock.enter("wait")
                 wait_started = time.perf_counter()
                 with suppress(Stopped), stop.at_once():
                     samples = next(stream)
@@ -188,14 +193,21 @@ def _train(
                     break
                 waited += time.perf_counter() - wait_started
                 keys += [sample.frame.key for sample in samples]
+                spent += [sample.seconds for sample in samples]
                 with accelerator.accumulate(wrapped):
-                    batch = make_training_batch(samples, config, accelerator.device)
+                    batch = make_training_batch(samples, config, accelerator.device, clock.enter)
+                    clock.enter("loss")
                     weight = loss_weight(batch, config.loss)
                     seeds = [sample.loss_seed for sample in samples]
                     own = own_arguments(config.loss, batch.depth_m, weight, seeds)
                     with autocast(accelerator):
-                        lesson = teacher.lesson(batch) if teacher else None
+                        lesson = None
+                        if teacher is not None:
+                            clock.enter("teacher")
+                            lesson = teacher.lesson(batch)
+                        clock.enter("forward")
                         prediction = wrapped(batch.image, batch.focal_px, *own)
+                    clock.enter("loss")
                     losses = depth_loss(model.kind, prediction, batch.depth_m, weight, config.loss)
                     counts = (weight > 0).flatten(1).any(1)
                     taught = torch.zeros_like(losses)
@@ -203,12 +215,16 @@ def _train(
                         taught = lesson.loss(model.kind, prediction)
                         losses = losses + config.loss.teacher * taught
                         counts |= (lesson.weight > 0).flatten(1).any(1)
+                    clock.enter("backward")
                     accelerator.backward(losses.mean())
+                    clock.enter("loss")
                     parts = (losses.detach().sum(), taught.detach().sum(), counts.sum())
                     sums += torch.stack(parts)
             if stop.agreed:
                 continue  # the step is not taken, and comes again when the run goes on
+            clock.enter("agree")
             (mean_loss, mean_taught), images, stop.agreed = _agree(sums, stop, accelerator)
+            clock.enter("optimiser")
             norm = math.nan
             if math.isfinite(mean_loss):
                 _scale_gradients(model, config.batch / images)
@@ -226,8 +242,16 @@ def _train(
                 ema.update(progress.updates)
 
             # log
+            clock.enter("")
+            elsewhere_s = 0.0
+            if config.data.processes:
+                elsewhere_s = sum(one[name] for one in spent for name in one if name != "read")
             seconds = time.perf_counter() - step_started
             log.step(
+                time=clock.seconds(),
+                loader=mean(spent),
+                samples=len(spent),
+                cpu_seconds=time.process_time() - cpu_started + elsewhere_s,
                 loss=mean_loss,
                 lr=config.optim.lr * factor,
                 grad_norm=norm,
@@ -271,16 +295,23 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> DepthNetwork:
 
 @torch.no_grad()
 def make_training_batch(
-    samples: list[Sample], config: TrainConfig, device: torch.device
+    samples: list[Sample],
+    config: TrainConfig,
+    device: torch.device,
+    enter: Callable[[str], None] = lambda _: None,
 ) -> TrainingBatch:
     """Samples as the model sees them: on the device, with pastes and changed colours.
 
-    And as a teacher sees them, if there is one.
+    And as a teacher sees them, if there is one. ``enter`` is told copy, paste and photometric as
+    they begin.
     """
+    enter("copy")
     depth_range_m = truth_range_m(config)
     batch, plans, factors = to_device(samples, device, depth_range_m=depth_range_m)
+    enter("paste")
     paste = FlatPaste(config.paste, depth_range_m=depth_range_m, p=1.0)
     pasted = paste(batch.image, batch.depth_m, batch.K_px, batch.valid, params=as_params(plans))
+    enter("photometric")
     drawn = {"factors": factors, "batch_prob": torch.ones(len(samples))}
     image = Photometric(config.photometric, p=1.0)(pasted.image, params=drawn)
     region = torch.where(pasted.region > 0, pasted.region, batch.region)

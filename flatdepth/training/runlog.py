@@ -3,8 +3,8 @@
 ``runs/NAME/``::
 
     config.yaml       the resolved configuration; flatdepth train --config reads it
-    history.jsonl     one line per optimiser step
-    metrics.json      every validation, protocol, device, versions
+    history.jsonl     one line per optimiser step, the seconds of its stages included
+    metrics.json      every validation, protocol, what set the pace, device, versions
     pictures/         a contact sheet per validation
     report.html       all of it on one page
     weights/          best and final, .pth and .safetensors in the official layout
@@ -16,6 +16,7 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import platform
 import sys
 import uuid
@@ -31,8 +32,11 @@ from tqdm import tqdm
 
 from flatdepth.cli import versions
 from flatdepth.config import TrainConfig
+from flatdepth.data.loader import lanes
+from flatdepth.data.pack import cpus
 from flatdepth.errors import UserError
 from flatdepth.judge.validation import protocol
+from flatdepth.pace import Pace
 from flatdepth.show.pictures import save_png, write_atomic
 from flatdepth.show.run_page import write_report
 from flatdepth.training.launch import device_name
@@ -55,6 +59,8 @@ class RunLog:
         self._progress = progress
         self._main = accelerator.is_main_process
         self._bar: tqdm | None = None
+        cores = cpus() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._pace = Pace(lanes(config), cores, _pace_before(run))
         if self._main:
             run.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(_plain(config), sort_keys=False)
@@ -68,12 +74,28 @@ class RunLog:
         settings = tracker_settings(run, config, progress) if self._main else {}
         accelerator.init_trackers("flatdepth", _flat(_plain(config)), init_kwargs=settings)
 
-    def step(self, **values: float) -> None:
-        """Record an optimiser step: loss, lr, grad_norm, images_per_s, data_wait_share, and of a
-        run with a teacher its loss, ``teacher``."""
+    def step(
+        self,
+        *,
+        time: Mapping[str, float],
+        loader: Mapping[str, float],
+        samples: int,
+        cpu_seconds: float,
+        **values: float,
+    ) -> None:
+        """Record an optimiser step.
+
+        Args:
+            time, loader, samples, cpu_seconds: of this rank, as ``Pace.add`` takes them.
+            values: loss, lr, grad_norm, images_per_s, data_wait_share, and of a run with a teacher
+                its loss, ``teacher``.
+        """
         step = self._progress.step
+        news = self._pace.add(time, loader, samples=samples, cpu_seconds=cpu_seconds)
         if self._main:
-            record = {"step": step} | {name: _json_number(v) for name, v in values.items()}
+            record: dict[str, Any] = {"step": step}
+            record |= {name: _json_number(v) for name, v in values.items()}
+            record |= {"time": _to_microseconds(time), "loader": _to_microseconds(loader)}
             path = self._run / "history.jsonl"
             with writing(self._run), path.open("a", encoding="utf-8") as history:
                 history.write(json.dumps(record) + "\n")
@@ -82,8 +104,12 @@ class RunLog:
                 self._bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{values['lr']:.1e}")
             elif step % self._config.log_every == 0:
                 self._say(step_line(step, self._config.steps, values))
+            if news:
+                self._say(f"note: {news}")
         if step % self._config.log_every == 0:
-            self._accelerator.log({f"train/{name}": v for name, v in values.items()}, step=step)
+            groups = {"train": values, "time": time, "time/loader": loader}
+            flat = {f"{group}/{name}": v for group, g in groups.items() for name, v in g.items()}
+            self._accelerator.log(flat, step=step)
 
     def evaluation(self, sheet: Image.Image | None) -> None:
         """Tell of the newest validation and rewrite metrics.json and the report."""
@@ -141,6 +167,7 @@ class RunLog:
             "seconds": self._progress.seconds,
             "skipped_steps": self._progress.skipped_steps,
             "best": self._progress.best,
+            "pace": self._pace.latest,
             "teacher": self._progress.teacher or None,
             "device": device_name(self._accelerator.device),
             "versions": versions() | {"python": platform.python_version()},
@@ -232,6 +259,20 @@ def _keep_history(path: Path, last_step: int) -> None:
             ) from error
         kept.append(line + b"\n")
     write_atomic(path, b"".join(kept))
+
+
+def _pace_before(run: Path) -> dict[str, Any] | None:
+    """What the last part of a run says of its pace; a run that goes on keeps it for a while."""
+    try:
+        before = parse_json((run / "metrics.json").read_bytes())["pace"]
+        json.dumps(before, allow_nan=False)
+        return before if isinstance(before, dict) else None
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _to_microseconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in seconds.items()}
 
 
 def _json_number(value: float) -> float | None:

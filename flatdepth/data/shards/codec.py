@@ -25,6 +25,7 @@ from PIL import Image
 
 from flatdepth.errors import BadFrame
 from flatdepth.geometry import pixel_rays
+from flatdepth.pace import stage
 from flatdepth.types import DepthCodes, FlatThings, Frame, RawFrame
 
 try:
@@ -159,6 +160,7 @@ def depth_metres(codes: DepthCodes, K_px: Float64[np.ndarray, "3 3"]) -> Float32
     return metres
 
 
+@stage("decode")
 def decode_image(payload: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a JPEG, PNG or WebP file to 8-bit sRGB. Safe to call from many threads.
 
@@ -214,6 +216,7 @@ def decode_map(payload: bytes, most: int, what: str) -> UInt8[np.ndarray, "h w"]
     return numbers
 
 
+@stage("decode")
 def decode_frame(raw: RawFrame) -> Frame:
     """Decode an RGB-D frame.
 

@@ -49,6 +49,7 @@ from flatdepth.data.shards.index import (
 )
 from flatdepth.data.shards.remote import ATTEMPTS, Ranges, Reading, retried
 from flatdepth.errors import BadFrame, UserError, printable, without_secrets
+from flatdepth.pace import stage
 from flatdepth.resources import demo_file
 from flatdepth.types import FlatThings, Frame, RawFrame, Region
 from flatdepth.untrusted import parse_json
@@ -216,6 +217,7 @@ class ShardSet:
             if offset >= 0
         }
 
+    @stage("read")
     def read_bytes(self, i: SupportsIndex) -> bytes:
         """The bytes of sample ``i`` from its first member to its last, tar headers between.
 
@@ -419,6 +421,7 @@ def _attempts(fs: fsspec.AbstractFileSystem) -> int:
     return 1 if isinstance(fs, LocalFileSystem) else ATTEMPTS
 
 
+@stage("decode")
 def raw_frame(key: str, parts: Mapping[str, bytes]) -> RawFrame:
     """Assemble a sample from its files by extension.
 
