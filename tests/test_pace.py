@@ -280,9 +280,7 @@ def test_a_stream_is_read_by_one_thread(config: TrainConfig, tiny_sets: TinySets
     assert [sorted(one.stages) for one in lanes(config)] == [["plan"], sorted(LOADER_STAGES)]
     few = replace(config, data=replace(config.data, threads=64, prefetch=2), micro_batch=4)
     assert lanes(few)[-1][1:] == (8, tuple(LOADER_STAGES), "raise data.prefetch")
-    apart = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, processes=2, prefetch=4)
-    )
+    apart = replace(config, data=replace(config.data, processes=2, prefetch=4))
     (processes,) = lanes(apart)
     assert processes.name == "a loader process" and processes.width == 2
     assert processes.wider == "raise data.processes"
