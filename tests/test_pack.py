@@ -19,8 +19,10 @@ from PIL import Image
 
 from flatdepth.cli import run_command
 from flatdepth.commands import pack as tool
-from flatdepth.data.pack import check_frame, export, ls, merge, pack, part_name, verify
+from flatdepth.data.pack import check_frame, pack, part_name
+from flatdepth.data.parts import merge
 from flatdepth.data.readers.base import Item, Listing
+from flatdepth.data.sets import export, ls, verify
 from flatdepth.data.shards import COLUMNS_NAME, INDEX_NAME
 from flatdepth.data.shards.codec import decode_frame, depth_metres
 from flatdepth.data.shards.read import ShardSet
