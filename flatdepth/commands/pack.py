@@ -102,13 +102,14 @@ def _pack(name: str, argv: list[str]) -> int:
     packed = {key: options.pop(key) for key in ("out", "workers", "shard_mb", "min_valid", "level")}
     part = options.pop("part")
     in_parts = {key: options.pop(key) for key in ("parts", "engine", "address")}
-    if part is not None and in_parts != {"parts": None, "engine": "local", "address": None}:
+    is_one = in_parts == {"parts": None, "engine": "local", "address": None}
+    if part is not None and not is_one:
         raise UserError("--part packs one part, --parts and --engine all: give one of these")
     reader = reader_class(**options, **dict.fromkeys(generated, ""))
-    if part is None and (in_parts["parts"] or in_parts["engine"] != "local"):
-        summary = parts.pack_parts(reader, **in_parts, **packed)
-    else:
+    if is_one:
         summary = pack.pack(reader, part=_part(part or "1/1"), **packed)
+    else:
+        summary = parts.pack_parts(reader, **in_parts, **packed)
     print(summary)
     return 1 if summary.damaged else 0
 

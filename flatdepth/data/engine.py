@@ -5,17 +5,21 @@ its last finished shard. An actor gathers what the tasks tell.
 """
 
 import os
+import re
+import secrets
 import signal
 import socket
-import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from flatdepth.data.board import Board, Counts, Reporter
 from flatdepth.data.pack import Part, Things, cpus, pack_part
 from flatdepth.data.progress import Progress
 from flatdepth.data.shards.read import resolve
@@ -28,15 +32,31 @@ PATIENCE_S = 300.0
 """How long such a try waits for the one before, which may live on a machine out of reach."""
 
 _STORE_BYTES = 100 * 2**20  # only lists of files lie in it
-_SECONDS_BETWEEN_REPORTS = 0.5
-
-Counts = tuple[int, int, int]
-"""Frames done, done earlier, left out."""
+_KNOCK_SECONDS = 10.0
+_SECONDS_TO_END = 1.0
 
 
-def import_ray() -> Any:
-    """The package, with a sentence where there is none."""
-    return import_extra("ray", "--engine ray", "ray")
+def find_ray(address: str | None) -> Any:
+    """The package, once something listens at the address; Ray takes many minutes to notice.
+
+    Raises:
+        UserError: it is not installed, or nothing does.
+    """
+    ray = import_extra("ray", "--engine ray", "ray")
+    if match := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", address or ""):
+        try:
+            socket.create_connection((match[1], int(match[2])), timeout=_KNOCK_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _silence(address, error) from error
+    return ray
+
+
+def _silence(address: str | None, error: Exception) -> UserError:
+    where = f"--address {address}" if address else "--engine ray"
+    return UserError(
+        f"{where}: Ray does not answer ({str(error).splitlines()[0]}); give HOST:PORT of 'ray "
+        "start --head', or leave --address out to use this machine alone"
+    )
 
 
 def run_on_ray(
@@ -77,40 +97,73 @@ def run_on_ray(
                 for ref in done:
                     yield _result(ray, ref, running.pop(ref))
         finally:
-            for ref in running:
-                ray.cancel(ref, force=True)
+            _cancel(ray, list(running))
             ray.kill(board)
 
 
 @contextmanager
 def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
     """Within, Ray. It is stopped, or left, only if it was not there before."""
-    ray = import_ray()
+    ray = find_ray(address)
     if ray.is_initialized():
         yield ray
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if address is None:  # else Ray writes one into the user's home
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     own: dict[str, object] = {
         "num_cpus": workers or cpus(),
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES,
     }
     try:
-        try:
-            ray.init(address or "local", logging_level="WARNING", **({} if address else own))
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            where = f"--address {address}" if address else "--engine ray"
-            raise UserError(
-                f"{where}: Ray does not answer ({str(error).splitlines()[0]}); give HOST:PORT of "
-                "'ray start --head', or leave --address out to use this machine alone"
-            ) from error
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)  # Ray's own would leave with another exit code
-        yield ray
+        with _kept_signals() as keep:
+            try:
+                ray.init(address or "local", logging_level="ERROR", **({} if address else own))
+            except (OSError, RuntimeError, ValueError) as error:
+                raise _silence(address, error) from error
+            keep()
+            yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _kept_signals() -> Iterator[Callable[[], None]]:
+    """Within, an interrupt knows its signal, which Ray forgets; ``keep`` undoes Ray's handlers."""
+    caught: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        handler = handlers[signal.Signals(number)]
+        assert callable(handler)
+        handler(number, frame)
+
+    def keep() -> None:
+        if current_thread() is main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, note if callable(handler) else handler)
+
+    try:
+        yield keep
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(*(interrupt.args or caught[:1])) from None
+    finally:
+        if current_thread() is main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def _cancel(ray: Any, refs: list[Any]) -> None:
+    """End tasks: at first so that they drop what is half-written."""
+    if not refs:
+        return
+    for ref in refs:
+        ray.cancel(ref)
+    _, deaf = ray.wait(refs, num_returns=len(refs), timeout=_SECONDS_TO_END)
+    for ref in deaf:
+        ray.cancel(ref, force=True)
 
 
 def _result(ray: Any, ref: Any, part: Part) -> tuple[int, Things]:
@@ -126,54 +179,6 @@ def _result(ray: Any, ref: Any, part: Part) -> tuple[int, Things]:
             f"({type(error).__name__}); run the same command again with fewer --workers to resume"
         ) from error
     return result
-
-
-class Board:
-    """Gathers what tasks tell until it is taken."""
-
-    def __init__(self) -> None:
-        self._counts: dict[int, Counts] = {}
-        self._lines: list[str] = []
-
-    def post(self, number: int, counts: Counts, lines: Sequence[str]) -> None:
-        """The counts of a part since its present try began, and new lines."""
-        self._counts[number] = counts
-        self._lines += lines
-
-    def take(self) -> tuple[dict[int, Counts], list[str]]:
-        """What is new."""
-        taken = self._counts, self._lines
-        self._counts, self._lines = {}, []
-        return taken
-
-
-class Reporter:
-    """A ``Report`` of one part that goes to a board twice a second."""
-
-    def __init__(self, board: Any, number: int) -> None:
-        self._board, self._number = board, number
-        self._counts: Counter[str] = Counter()
-        self._lines: list[str] = []
-        self._sent = time.monotonic()
-
-    def say(self, message: str) -> None:
-        self._lines.append(message)
-
-    def earlier(self, frames: int, left_out: int = 0) -> None:
-        self._counts.update(done=frames, earlier=frames, left_out=left_out)
-
-    def step(self, *, left_out: bool = False) -> None:
-        self._counts.update(done=1, left_out=left_out)
-        if time.monotonic() - self._sent > _SECONDS_BETWEEN_REPORTS:
-            self.send()
-
-    def send(self) -> Any:
-        """Post what is known; a reference to wait for."""
-        counts, lines = self._counts, self._lines
-        self._sent, self._lines = time.monotonic(), []
-        return self._board.post.remote(
-            self._number, (counts["done"], counts["earlier"], counts["left_out"]), lines
-        )
 
 
 def _pack_there(

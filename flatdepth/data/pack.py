@@ -282,6 +282,7 @@ def pack_part(
     output, things = Output(part.url), Things()
     with output.lock(patience_s), _explained(part.url):
         if output.size(INDEX_NAME) is not None:
+            output.remove_work()
             progress.earlier(len(part.items))
             return 0, things
         writer = SetWriter(

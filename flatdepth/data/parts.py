@@ -96,9 +96,9 @@ def pack_parts(
     if (index := finished_before(output, request)) is not None:
         return summary(output, index, 0, started)
     if engine == "ray":
-        from flatdepth.data.engine import import_ray
+        from flatdepth.data.engine import find_ray
 
-        import_ray()
+        find_ray(address)
     listing = list_frames(reader)
     digest = fingerprint(listing)
     with output.lock(0.0):

@@ -11,6 +11,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -204,14 +205,19 @@ class Output:
             yield
             return
         work = Path(self._path(WORK_DIR))
-        work.mkdir(exist_ok=True)
-        lock = FileLock(work / "lock", timeout=patience_s)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UserError(
-                f"another process is packing into {self.url}; wait for it, or choose another --out"
-            ) from error
+        lock = FileLock(work / "lock")
+        until = time.monotonic() + patience_s
+        while not lock.is_locked:
+            work.mkdir(exist_ok=True)
+            try:
+                lock.acquire(timeout=max(until - time.monotonic(), 0.0))
+            except FileNotFoundError:
+                pass  # the other one has finished, and has taken it away
+            except Timeout as error:
+                raise UserError(
+                    f"another process is packing into {self.url}; wait for it, or choose another "
+                    "--out"
+                ) from error
         try:
             yield
         finally:
