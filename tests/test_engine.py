@@ -65,7 +65,7 @@ class WatchedReader(TinyReader):
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     """Ray, started once as the command starts it."""
-    with engine._ray(None, 2):
+    with engine.running_ray(None, 2):
         yield
 
 

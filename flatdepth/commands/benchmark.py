@@ -5,6 +5,7 @@ flatdepth benchmark memory [--fit 8GiB] [--cap 8GiB] [--config FILE]  memory of 
 flatdepth benchmark step [--steps 10] [--config FILE]                 stages of its steps
 flatdepth benchmark loader [--samples 128] [--config FILE]            reading and decoding
 flatdepth benchmark index [--samples 1000000]                         opening a large set
+flatdepth benchmark pack [--frames 64] [--parts 4] [--rounds 3]       packing on engines
 flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
 memory, step and loader take every option of training too, and the quickstart's without any.
@@ -30,13 +31,14 @@ from flatdepth.resources import QUICKSTART, ROOT
 def main(argv: list[str]) -> int:
     """Parse the command line and run one benchmark."""
     chosen, others = options().parse_known_args(argv)
-    if chosen.command in ("paste", "index", "gpu") and others:
+    if chosen.command in ("paste", "index", "pack", "gpu") and others:
         own = f"{called('benchmark')} {chosen.command}"
         raise UserError(f"unknown option {others[0]}; see {own} --help")
     if chosen.command == "gpu":
         return run_gpu(chosen)
-    if chosen.command in ("paste", "index"):
-        figures = (run_paste if chosen.command == "paste" else run_index)(chosen)
+    alone = {"paste": run_paste, "index": run_index, "pack": run_pack}
+    if chosen.command in alone:
+        figures = alone[chosen.command](chosen)
     else:
         arguments = others or [f"--config={QUICKSTART}"]
         config = parse_config(TrainConfig, arguments, prog=called("benchmark"), description=None)
@@ -57,6 +59,7 @@ def options() -> Parser:
         "step": "stages of an optimiser step",
         "loader": "the loader against decoding alone and against WebDataset + DataLoader",
         "index": "opening a made-up set: its index and the corpus of a training (Linux)",
+        "pack": "packing frames of 1024 x 768 by one process, by a pool, and by Ray",
         "gpu": "everything that needs a GPU, the most important first, each in its own process",
     }
     subs = {
@@ -106,6 +109,9 @@ def options() -> Parser:
     subs["index"].add_argument(
         "--samples", type=number(10, 10**8), default=10**6, help="of the set (default: 10^6)"
     )
+    subs["pack"].add_argument("--frames", type=number(1, 10**6), default=64, help="in all")
+    subs["pack"].add_argument("--parts", type=number(1, 9999), default=4, help="of the frames")
+    subs["pack"].add_argument("--rounds", type=number(1, 10**5), default=3, help="timed rounds")
     gpu = subs["gpu"]
     gpu.add_argument(
         "--minutes", type=number(1, 10**4), default=8, help="time for all parts together"
@@ -219,6 +225,17 @@ def run_loader(chosen: argparse.Namespace, config: TrainConfig) -> dict[str, obj
     found = measure_loader(config, samples=chosen.samples, rounds=chosen.rounds, pace=chosen.pace)
     print(loader_text(config, found))
     return asdict(found)
+
+
+def run_pack(chosen: argparse.Namespace) -> dict[str, object]:
+    """Packing on engines."""
+    import_extra("ray", "benchmark pack", "ray")
+    from flatdepth.bench.packing import measure_packing, packing_text
+
+    timings, ray_s, size = measure_packing(chosen.frames, chosen.parts, chosen.rounds)
+    print(table(timings))
+    print(packing_text(timings, chosen.frames, chosen.parts, ray_s, size))
+    return {"packing": as_json(timings), "ray_s": ray_s, "bytes": size}
 
 
 def run_index(chosen: argparse.Namespace) -> dict[str, object]:

@@ -33,7 +33,7 @@ PATIENCE_S = 300.0
 
 _STORE_BYTES = 100 * 2**20  # only lists of files lie in it
 _KNOCK_SECONDS = 10.0
-_SECONDS_TO_END = 1.0
+_SECONDS_TO_END = 1.5
 
 
 def find_ray(address: str | None) -> Any:
@@ -74,7 +74,7 @@ def run_on_ray(
         UserError: of a part; nothing answers at ``address``; or processes were lost again and
             again.
     """
-    with _ray(address, workers) as ray:
+    with running_ray(address, workers) as ray:
         board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
         task = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError])(_pack_there)
         waiting, running = deque(enumerate(parts)), dict[Any, Part]()
@@ -102,14 +102,16 @@ def run_on_ray(
 
 
 @contextmanager
-def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
+def running_ray(address: str | None, workers: int | None) -> Iterator[Any]:
     """Within, Ray. It is stopped, or left, only if it was not there before."""
     ray = find_ray(address)
     if ray.is_initialized():
         yield ray
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:  # else Ray writes one into the user's home
+    if address is None:
+        # Ray's are 15, and a token in the user's home.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     own: dict[str, object] = {
         "num_cpus": workers or cpus(),
