@@ -4,7 +4,7 @@ import io
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,10 @@ def measure_packing(frames: int, parts: int, rounds: int) -> tuple[list[Timing],
         is; bytes of the frames in the set.
     """
     started = time.monotonic()
-    with running_ray(None, cpus()), made_up_frames(frames) as raw:
+    with ExitStack() as stack:
+        stack.enter_context(running_ray(None, cpus()))
         ray_s = time.monotonic() - started
+        raw = stack.enter_context(made_up_frames(frames))
         reader = FolderReader(
             str(raw),
             image_glob="*.jpg",
