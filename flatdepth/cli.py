@@ -329,6 +329,13 @@ def end_soon(code: int) -> None:
     timer.start()
 
 
+def cpus() -> int:
+    """The number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep what arrays free instead of giving it back at once; elsewhere do nothing.
 

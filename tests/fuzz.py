@@ -37,7 +37,7 @@ from PIL import Image
 from flatdepth.cli import parse_config
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Subset
-from flatdepth.data.pack import _Job, pack
+from flatdepth.data.pack import Job, pack
 from flatdepth.data.polygons import draw_outlines
 from flatdepth.data.readers.art import ArtReader
 from flatdepth.data.readers.base import Item, Reader
@@ -395,7 +395,7 @@ def _packed(reader: Reader, folder: Path, **files: str) -> object:
 
 
 def _job(reader: Reader, item: Item) -> object:
-    result = _Job(reader, min_valid=0.01, level=1)(item)
+    result = Job(reader, min_valid=0.01, level=1)(item)
     if isinstance(result, Sample):
         return result.members
     raise BadFrame(result.reason, result.detail)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
-from flatdepth.data.pack import verify
+from flatdepth.data.sets import verify
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.geometry import pixel_rays
 from flatdepth.judge.experiment import PLAIN

@@ -29,9 +29,10 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from flatdepth.commands import pack as tool
-from flatdepth.data.pack import pack, verify
+from flatdepth.data.pack import pack
 from flatdepth.data.readers.art import ArtReader
 from flatdepth.data.readers.rooms import RoomsReader
+from flatdepth.data.sets import verify
 from flatdepth.data.shards import COLUMNS_NAME, INDEX_NAME
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError

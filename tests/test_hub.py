@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from flatdepth.cli import run_command
 from flatdepth.commands import checkpoint, evaluate, pack
-from flatdepth.data import pack as packing
+from flatdepth.data import sets
 from flatdepth.data.publish import shard_upload, size_category
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import UserError
@@ -311,7 +311,7 @@ def test_a_set_arrives_whole(hub: FakeHub, tiny_sets: TinySets, tmp_path: Path) 
     assert {path.name for path in there.iterdir()} == names | {"README.md"}
     for name in names:
         assert (there / name).read_bytes() == (tiny_sets.rooms / name).read_bytes(), name
-    assert not packing.verify(there, workers=1).damage
+    assert not sets.verify(there, workers=1).damage
 
 
 def test_the_card_of_a_set_says_what_the_hub_asks(tiny_sets: TinySets) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatdepth.bench.index import as_lists, measure_openings
-from flatdepth.data.pack import reindex, verify
+from flatdepth.data.sets import reindex, verify
 from flatdepth.data.shards import COLUMNS_NAME, INDEX_NAME
 from flatdepth.data.shards.index import (
     BLOCK,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -26,6 +27,7 @@ from flatdepth.cli import free_memory, number, run_command
 from flatdepth.commands import benchmark, checkpoint, crossval, evaluate, predict, preview, report
 from flatdepth.config import PasteStage, TrainConfig
 from flatdepth.data.pack import pack
+from flatdepth.data.parts import pack_parts
 from flatdepth.data.readers.rooms import RoomsReader
 from flatdepth.errors import UserError
 from flatdepth.judge.protocol import PROTOCOLS
@@ -168,12 +170,14 @@ def test_every_number_of_a_command_line_has_them(parser: Callable[[], Any]) -> N
         {"min_valid": math.nan},
         {"level": 10**12},
         {"part": (1, 10**12)},
+        {"parts": 0},
+        {"parts": 10**12},
     ],
 )
 def test_every_number_of_packing_has_them(options: dict[str, Any], tmp_path: Path) -> None:
     (name,) = options
     with pytest.raises(UserError, match=rf"^--{name}: expected .* to "):
-        pack(RoomsReader(), str(tmp_path), **options)
+        (pack_parts if name == "parts" else pack)(RoomsReader(), str(tmp_path), **options)
 
 
 def test_free_memory_minds_a_limit_of_the_process() -> None:
@@ -337,6 +341,17 @@ def test_demo_sets_being_packed_leave_no_process_behind(
     assert len(group) > 1
     stop(process, signal.SIGTERM, tmp_path)
     assert process.exitcode == 143
+    wait_for(lambda: not any(map(lives, group)), multiprocessing.current_process(), tmp_path)
+
+
+def test_a_stopped_run_takes_its_ray_with_it(tmp_path: Path) -> None:
+    rooms = ["pack", "rooms", "--scenes=400", "--frames_per_scene=1", "--parts=4", "--shard_mb=1"]
+    process = start([*rooms, "--engine=ray", "--out", tmp_path / "set"], tmp_path)
+    wait_for(lambda: any(tmp_path.glob("set/.pack/*/.pack/*.tar.*")), process, tmp_path)
+    group = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    assert len(group) > 3
+    said = stop(process, signal.SIGTERM, tmp_path)
+    assert process.exitcode == 143 and said.count("interrupted by SIGTERM") == 1
     wait_for(lambda: not any(map(lives, group)), multiprocessing.current_process(), tmp_path)
 
 

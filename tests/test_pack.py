@@ -19,8 +19,10 @@ from PIL import Image
 
 from flatdepth.cli import run_command
 from flatdepth.commands import pack as tool
-from flatdepth.data.pack import check_frame, export, ls, merge, pack, part_name, verify
+from flatdepth.data.pack import check_frame, pack, part_name
+from flatdepth.data.parts import merge
 from flatdepth.data.readers.base import Item, Listing
+from flatdepth.data.sets import export, ls, verify
 from flatdepth.data.shards import COLUMNS_NAME, INDEX_NAME
 from flatdepth.data.shards.codec import decode_frame, depth_metres
 from flatdepth.data.shards.read import ShardSet
@@ -340,8 +342,8 @@ class TestParts:
         write_set(str(tmp_path / "handmade"), [make_frame(0)])
         with pytest.raises(UserError, match="is not a part"):
             merge([tmp_path / "handmade"], tmp_path)
-        with pytest.raises(UserError, match="local directories only"):
-            merge(["memory://parts"], tmp_path)
+        with pytest.raises(UserError, match="there is no shard set at memory://"):
+            merge([f"memory://{tmp_path.name}/parts"], tmp_path)
 
     def test_an_unfinished_part_is_refused(self, tmp_path: Path) -> None:
         pack_tiny(tmp_path, part=(1, 2))

@@ -30,8 +30,9 @@ from flatdepth.data.loader import (
     training_samples,
     validation_sample,
 )
-from flatdepth.data.pack import export, pack, verify
+from flatdepth.data.pack import pack
 from flatdepth.data.readers.folder import FolderReader
+from flatdepth.data.sets import export, verify
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.errors import BadFrame, UserError
 from flatdepth.geometry import View, view_region

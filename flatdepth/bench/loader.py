@@ -19,11 +19,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from flatdepth.bench.timing import environment
-from flatdepth.cli import keep_freed_memory
+from flatdepth.cli import cpus, keep_freed_memory
 from flatdepth.config import TrainConfig
 from flatdepth.data.frames import Corpus, open_corpus
 from flatdepth.data.loader import in_order, training_samples
-from flatdepth.data.pack import cpus
 from flatdepth.data.shards.read import ShardSet
 from flatdepth.data.shards.webdataset import flatdepth_decoder
 from flatdepth.errors import UserError

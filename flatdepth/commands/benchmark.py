@@ -8,6 +8,7 @@ flatdepth benchmark decode [PICTURE ...] [--threads 1 2 4]            JPEG decod
 flatdepth benchmark index [--samples 1000000]                         opening a large set
 flatdepth benchmark scale [--samples 100000000] [--ranks 256]         a training of that size
 flatdepth benchmark remote [--samples 512] [--block 16]               reading from a slow server
+flatdepth benchmark pack [--frames 64] [--parts 4] [--rounds 3]       packing on engines
 flatdepth benchmark gpu [--minutes 8] [--dry] [--wheels DIR]          all that needs a GPU
 
 memory, step and loader take every option of training too, and the quickstart's without any.
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
         "decode": run_decode,
         "remote": run_remote,
         "scale": run_scale,
+        "pack": run_pack,
     }
     if chosen.command in (*alone, "gpu") and others:
         own = f"{called('benchmark')} {chosen.command}"
@@ -70,6 +72,7 @@ def options() -> Parser:
         "index": "opening a made-up set: its index and the corpus of a training (Linux)",
         "scale": "order, reads, caches, index and packing of a training on so many frames and GPUs",
         "remote": "reading a made-up set over a line with a long tail: hedged, ahead, kept",
+        "pack": "packing frames of 1024 x 768 by one process, by a pool, and by Ray",
         "gpu": "everything that needs a GPU, the most important first, each in its own process",
     }
     subs = {
@@ -166,6 +169,9 @@ def options() -> Parser:
         "--slow_ms", type=number(0.0, 1e5), default=2000.0, help="time to their first byte"
     )
     remote.add_argument("--mb_per_s", type=number(0.1, 1e5), default=50.0, help="of each answer")
+    subs["pack"].add_argument("--frames", type=number(1, 10**6), default=64, help="in all")
+    subs["pack"].add_argument("--parts", type=number(1, 9999), default=4, help="of the frames")
+    subs["pack"].add_argument("--rounds", type=number(1, 10**5), default=3, help="timed rounds")
     gpu = subs["gpu"]
     gpu.add_argument(
         "--minutes", type=number(1, 10**4), default=8, help="time for all parts together"
@@ -290,6 +296,17 @@ def run_decode(chosen: argparse.Namespace) -> dict[str, object]:
     print(decoding_text(payloads, found))
     facts = environment(torch.device("cpu"))
     return {"environment": facts, "decodings": [asdict(one) for one in found]}
+
+
+def run_pack(chosen: argparse.Namespace) -> dict[str, object]:
+    """Packing on engines."""
+    import_extra("ray", "benchmark pack", "ray")
+    from flatdepth.bench.packing import measure_packing, packing_text
+
+    timings, ray_s, size = measure_packing(chosen.frames, chosen.parts, chosen.rounds)
+    print(table(timings))
+    print(packing_text(timings, chosen.frames, chosen.parts, ray_s, size))
+    return {"packing": as_json(timings), "ray_s": ray_s, "bytes": size}
 
 
 def run_index(chosen: argparse.Namespace) -> dict[str, object]:

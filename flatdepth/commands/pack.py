@@ -6,8 +6,8 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from flatdepth.cli import as_called, called, plain_text, plain_warning
-from flatdepth.data import pack
+from flatdepth.cli import as_called, called, cpus, plain_text, plain_warning
+from flatdepth.data import pack, parts, sets
 from flatdepth.data.readers import READERS
 from flatdepth.errors import UserError
 
@@ -80,11 +80,18 @@ def _pack(name: str, argv: list[str]) -> int:
     packing.add_argument(
         "--workers",
         type=int,
-        default=1 if alone else pack.cpus(),
+        default=1 if alone else None,
         help=f"Processes; by default one{'' if alone else ' per CPU'}.",
     )
+    packing.add_argument("--part", type=str, help="i/n: pack only the i-th of n parts; then merge.")
     packing.add_argument(
-        "--part", type=str, default="1/1", help="i/n: pack only the i-th of n parts; then merge."
+        "--parts", type=int, help="Pack all of so many parts, and merge them; resumes what is left."
+    )
+    packing.add_argument(
+        "--engine", choices=parts.ENGINES, default="local", help="Who packs the parts."
+    )
+    packing.add_argument(
+        "--address", type=str, help="HOST:PORT or 'auto': a Ray cluster; else this machine."
     )
     packing.add_argument("--shard_mb", type=float, default=256.0, help="Size limit of a shard.")
     packing.add_argument(
@@ -93,9 +100,16 @@ def _pack(name: str, argv: list[str]) -> int:
     packing.add_argument("--level", type=int, default=12, help="zstd level of depth, 1..22.")
     options = parser.parse_args([_bracketed(word) for word in argv]).as_dict()
     packed = {key: options.pop(key) for key in ("out", "workers", "shard_mb", "min_valid", "level")}
-    part = _part(options.pop("part"))
+    part = options.pop("part")
+    in_parts = {key: options.pop(key) for key in ("parts", "engine", "address")}
+    is_one = in_parts == {"parts": None, "engine": "local", "address": None}
+    if part is not None and not is_one:
+        raise UserError("--part packs one part, --parts and --engine all: give one of these")
     reader = reader_class(**options, **dict.fromkeys(generated, ""))
-    summary = pack.pack(reader, part=part, **packed)
+    if is_one:
+        summary = pack.pack(reader, part=_part(part or "1/1"), **packed)
+    else:
+        summary = parts.pack_parts(reader, **in_parts, **packed)
     print(summary)
     return 1 if summary.damaged else 0
 
@@ -121,7 +135,7 @@ def _merge(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.out is None and len(options.parts) > 1:
         raise UserError("several directories to merge need --out")
-    summary = pack.merge(options.parts, options.out or options.parts[0])
+    summary = parts.merge(options.parts, options.out or options.parts[0])
     print(summary)
     return 1 if summary.damaged else 0
 
@@ -130,10 +144,10 @@ def _verify(argv: list[str]) -> int:
     parser = _parser("verify", "Check every byte of a set; 1 if damaged.")
     parser.add_argument("dir", type=str, help="Directory or URL of the set.")
     parser.add_argument(
-        "--workers", type=int, default=pack.cpus(), help="Threads; by default one per CPU."
+        "--workers", type=int, default=cpus(), help="Threads; by default one per CPU."
     )
     options = parser.parse_args(argv)
-    found = pack.verify(options.dir, options.workers)
+    found = sets.verify(options.dir, options.workers)
     print(found)
     return 1 if found.damage else 0
 
@@ -141,14 +155,14 @@ def _verify(argv: list[str]) -> int:
 def _reindex(argv: list[str]) -> int:
     parser = _parser("reindex", "Give a set of an earlier version the index of this one.")
     parser.add_argument("dir", type=str, help="Directory or URL of the set.")
-    print(pack.reindex(parser.parse_args(argv).dir))
+    print(sets.reindex(parser.parse_args(argv).dir))
     return 0
 
 
 def _ls(argv: list[str]) -> int:
     parser = _parser("ls", "List the sets at and below a directory.")
     parser.add_argument("dir", type=str, help="Directory or URL.")
-    print(pack.ls(parser.parse_args(argv).dir))
+    print(sets.ls(parser.parse_args(argv).dir))
     return 0
 
 
@@ -163,7 +177,7 @@ def _export(argv: list[str]) -> int:
         help="Depth PNG codes per metre; 1000 is mm and reaches 65.5 m, 256 reaches 256 m.",
     )
     options: Namespace = parser.parse_args(argv)
-    print(pack.export(options.dir, options.out, options.codes_per_metre))
+    print(sets.export(options.dir, options.out, options.codes_per_metre))
     return 0
 
 

@@ -23,8 +23,8 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 
+from flatdepth.cli import cpus
 from flatdepth.config import TrainConfig
-from flatdepth.data.pack import cpus
 from flatdepth.errors import UserError, import_extra
 from flatdepth.models.network import nominal_focal
 from flatdepth.models.precision import autocast

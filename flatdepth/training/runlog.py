@@ -30,10 +30,9 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from flatdepth.cli import versions
+from flatdepth.cli import cpus, versions
 from flatdepth.config import TrainConfig
 from flatdepth.data.loader import lanes
-from flatdepth.data.pack import cpus
 from flatdepth.errors import UserError
 from flatdepth.judge.validation import protocol
 from flatdepth.pace import Pace

@@ -11,14 +11,18 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
+from filelock import FileLock, Timeout
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from webdataset import TarWriter
 
@@ -189,6 +193,57 @@ class Output:
             self._fs.put_file(file.name, self._path(name))
             Path(file.name).unlink()
 
+    @contextmanager
+    def lock(self, patience_s: float) -> Iterator[None]:
+        """Within, no other process packs into this directory. Object stores have no such lock:
+        there, two of the same request write the same bytes.
+
+        Raises:
+            UserError: another process is still at it after so many seconds.
+        """
+        if not self._local:
+            yield
+            return
+        work = Path(self._path(WORK_DIR))
+        lock = FileLock(work / "lock")
+        until = time.monotonic() + patience_s
+        while not lock.is_locked:
+            work.mkdir(exist_ok=True)
+            try:
+                lock.acquire(timeout=max(until - time.monotonic(), 0.0))
+            except FileNotFoundError:
+                pass  # the other one has finished, and has taken it away
+            except Timeout as error:
+                raise UserError(
+                    f"another process is packing into {self.url}; wait for it, or choose another "
+                    "--out"
+                ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def adopt(self, fs: AbstractFileSystem, names: Mapping[str, str]) -> None:
+        """Give finished files of another set a name here as well.
+
+        By hard links where the file system can, by an object store's own copies, else by their
+        bytes.
+
+        Args:
+            fs: where they are.
+            names: name here -> path there.
+        """
+        if self._local and isinstance(fs, LocalFileSystem):
+            for name, source in names.items():
+                _link(Path(source), Path(self._path(name)))
+        elif fs == self._fs:
+            fs.copy(list(names.values()), [self._path(name) for name in names])
+        else:
+            for name, source in names.items():
+                with fs.open(source, "rb") as file, self.temporary(name) as copy:
+                    shutil.copyfileobj(file, copy, 1 << 22)
+                    self.publish(copy, name)
+
     def discard_temporaries(self) -> None:
         """Delete what an interrupted run left half-written."""
         if self._local:
@@ -242,11 +297,7 @@ class SetWriter:
         self._shard_bytes = shard_bytes
         self._open: _OpenShard | None = None
         self._skips: list[Skip] = []
-        begun = out.read(_REQUEST)
-        if begun is None:
-            out.write(_REQUEST, canonical_json(request))
-        else:
-            refuse_other_request(out.url, _begun_request(begun, out.url), request, finished=False)
+        begin(out, request)
         out.discard_temporaries()
         self._records = self._find_records()
         self.next_item = self._records[-1].next_item if self._records else 0
@@ -326,14 +377,29 @@ class SetWriter:
         return records
 
 
-def _begun_request(data: bytes, url: str) -> dict[str, object]:
+def begin(out: Output, request: Mapping[str, object]) -> None:
+    """Record a request in the directory of a set, or find it recorded.
+
+    Raises:
+        UserError: the directory holds an unfinished set of another request.
+    """
+    begun = begun_request(out)
+    if begun is None:
+        out.write(_REQUEST, canonical_json(request))
+    else:
+        refuse_other_request(out.url, begun, request, finished=False)
+
+
+def begun_request(out: Output) -> dict[str, object] | None:
+    """The request of an unfinished set, None if there is none."""
+    data = out.read(_REQUEST)
     try:
-        begun: dict[str, object] = dict(parse_json(data))
+        return None if data is None else dict(parse_json(data))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{url}/{_REQUEST} is damaged; delete {url}/{WORK_DIR} to pack the set from its start"
+            f"{out.url}/{_REQUEST} is damaged; delete {out.url}/{WORK_DIR} to pack the set from "
+            "its start"
         ) from error
-    return begun
 
 
 def refuse_other_request(
@@ -496,3 +562,16 @@ def _sync_directory(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a finished shard a second name; copy it where hard links do not reach."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+    temporary.replace(target)
