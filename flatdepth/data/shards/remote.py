@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
 
 from flatdepth.errors import without_secrets
 
@@ -247,8 +248,10 @@ class Ranges:
         only file systems that know no other way than to block leave a thread behind, of which there
         are so many at most.
         """
-        fs = self._fs
-        if isinstance(fs, AsyncFileSystem):
+        fs, inner = self._fs, self._fs
+        while isinstance(inner, DirFileSystem):  # asynchronous by its class, whatever it is of
+            inner = inner.fs
+        if isinstance(inner, AsyncFileSystem) and isinstance(fs, AsyncFileSystem):
             asked = fs._cat_file(path, start=start, end=end)
             return asyncio.run_coroutine_threadsafe(asked, fs.loop)
         answer: Future[bytes] = Future()
