@@ -280,8 +280,7 @@ def loader_text(config: TrainConfig, found: LoaderRates) -> str:
     low, middle, high = found.to_one_process
     own, cpu = found.own_ms[PROCESSES][1], found.cpu_ms[PROCESSES][1]
     lines += [
-        f"planning pastes: {plan_ms:.1f} ms of CPU per sample, in threads one at a time: at most "
-        f"{1e3 / plan_ms:.0f} samples/s",
+        f"pastes planned and shown: {plan_ms:.1f} ms of CPU per sample",
         f"{PROCESSES} to 1: {middle:.2f} ({low:.2f}-{high:.2f}); of {cpu:.1f} ms the training "
         f"itself takes {own:.1f}: on 16 cores, by arithmetic, {min(1e3 / own, 16e3 / cpu):.0f} "
         "samples/s",

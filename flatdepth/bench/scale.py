@@ -9,12 +9,13 @@ import math
 import tempfile
 import time
 import tracemalloc
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from flatdepth.augment.plan.coarse import thin_view
@@ -23,10 +24,11 @@ from flatdepth.augment.rng import Draws
 from flatdepth.bench.index import made_up_index, made_up_set
 from flatdepth.config import DataConfig, PasteConfig, SetConfig, TrainConfig
 from flatdepth.data.frames import Pictures, open_corpus
-from flatdepth.data.loader import random_view, training_sample
+from flatdepth.data.loader import LOOKED_UP, random_view, training_sample
 from flatdepth.data.order import Locality, Order, as_stored, rank_draw
 from flatdepth.data.pack import check_frame, pack
 from flatdepth.data.readers.rooms import RoomsReader
+from flatdepth.data.shards.ahead import neighbours
 from flatdepth.data.shards.index import Categories, concatenate
 from flatdepth.data.shards.write import encode_sample
 from flatdepth.types import Frame
@@ -105,8 +107,10 @@ def measure_scale(scale: Scale) -> dict[str, Any]:
         "listing": listing_figures,
     }
     found: dict[str, Any] = {"scale": dataclasses.asdict(scale)}
-    for name, measure in tqdm(parts.items(), desc="parts", disable=None, leave=False):
-        found[name] = measure(scale)
+    with threadpool_limits(1):  # as in the loader's processes; several threads wait for each other
+        for name, measure in tqdm(parts.items(), desc="parts", disable=None, leave=False):
+            found[name] = measure(scale)
+    found["reads"].append(joined_figures(scale, found["frames"]["bytes"]))
     requests = found["reads"][-1]["requests"]
     found["waits"] = wait_figures(scale, requests)
     found["needs"] = need_figures(scale, found["frames"], requests)
@@ -206,6 +210,33 @@ def read_figures(scale: Scale) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def joined_figures(scale: Scale, frame_bytes: float) -> dict[str, Any]:
+    """What the loader of a rank asks for, which joins neighbours among the samples to come."""
+    order, share = scale.order(together=True), scale.batch // scale.ranks
+    steps = max(1, LOOKED_UP // share)
+    size = int(frame_bytes)
+    requests = read = 0
+    ranks = range(0, scale.ranks, max(1, scale.ranks // 16))
+    for rank in ranks:
+        draw = rank_draw(
+            order, 0, steps, micro_batch=share, rank=rank, ranks=scale.ranks, accumulation=1
+        )
+        spans: dict[int, dict[int, tuple[int, int, int]]] = defaultdict(dict)
+        for turn, (which, i) in enumerate(zip(draw.set.tolist(), draw.index.tolist(), strict=True)):
+            spans[which].setdefault(i, (i * size, (i + 1) * size, turn))
+        for of_set in spans.values():
+            groups = list(neighbours(of_set))
+            requests += len(groups)
+            read += sum(1 + max(group) - min(group) for group in groups)
+    samples = len(ranks) * steps * share
+    return {
+        "order": "together",
+        "dealt": "as stored, joined by the loader",
+        "requests": requests / samples,
+        "bytes": read / samples,
+    }
 
 
 def cache_figures(scale: Scale) -> list[dict[str, Any]]:

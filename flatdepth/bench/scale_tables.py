@@ -156,7 +156,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
                     f"{frames['sample_ms']:.0f} ms of a core",
                 ),
                 (
-                    "of which planning, one sample at a time in a process",
+                    "of which planning, in threads one sample at a time",
                     f"{frames['plan_ms']:.1f} ms, so at most "
                     f"{needs['rows'][0]['planned_per_process']:,.0f} images/s",
                 ),

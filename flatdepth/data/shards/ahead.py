@@ -179,7 +179,7 @@ class ReadAhead:
         for (key, number), spans in places.items():
             source = sources[key]
             assert source.ranges is not None
-            for group in _neighbours(spans):
+            for group in neighbours(spans):
                 first = min(spans[i][2] for i in group)
                 own = {i: spans[i][:2] for i in group}
                 path = source.shard_path(number)
@@ -225,7 +225,7 @@ class ReadAhead:
         return None
 
 
-def _neighbours(spans: Mapping[int, tuple[int, int, int]]) -> Iterator[list[int]]:
+def neighbours(spans: Mapping[int, tuple[int, int, int]]) -> Iterator[list[int]]:
     """The samples of a shard in groups that are worth one request each."""
     group: list[int] = []
     begin = last = 0
