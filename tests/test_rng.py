@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatdepth.augment.rng import Draws, hash_words, mix32
+from flatdepth.augment.rng import Draws, hash_words, mix32, name_word
 
 WORDS = st.integers(-(2**63), 2**63 - 1)
 
@@ -73,3 +73,16 @@ def test_log_uniform_has_a_uniform_logarithm() -> None:
     values = [Draws(s).log_uniform("x", 0.01, 1.0) for s in range(4000)]
     assert min(values) >= 0.01 and max(values) < 1.0
     assert abs(np.median(np.log10(values)) + 1.0) < 0.06
+
+
+def test_a_draw_is_the_hash_of_its_identity_and_name() -> None:
+    rng = np.random.default_rng(0)
+    for identity in rng.integers(0, 2**56, (200, 3)).tolist():
+        state = hash_words(*identity)
+        for name in ("crop", "flip", "a", ""):
+            word = hash_words(state, name_word(name), 0)
+            assert Draws(*identity).uniform(name) == word / 2**32
+            assert Draws(*identity[:2]).child(identity[2]).uniform(name) == word / 2**32
+            index = np.arange(3)
+            words = hash_words(state, name_word(name), index)
+            assert (Draws(*identity).uniforms(name, 3) == words / 2**32).all()

@@ -61,6 +61,25 @@ def name_word(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
+@cache
+def _mixed_name(name: str) -> int:
+    return mix32(name_word(name))
+
+
+def _word(state: int, mixed: int) -> int:
+    """``hash_words(word, 0, state=state)`` of a word below 2^32, of which ``mixed`` is the
+    ``mix32``; most draws are of this kind."""
+    for added in (mixed, 0):
+        x = state + added + 0x9E3779B9 & _MASK
+        x = (x ^ x >> 16) * 0x7FEB352D & _MASK
+        x = (x ^ x >> 15) * 0x846CA68B & _MASK
+        x = x ^ x >> 16 ^ 0x5BD1E995
+        x = (x ^ x >> 16) * 0x7FEB352D & _MASK
+        x = (x ^ x >> 15) * 0x846CA68B & _MASK
+        state = x ^ x >> 16
+    return state
+
+
 class Draws:
     """Random numbers for one identity (seed, epoch, sample, ...), addressed by name.
 
@@ -70,7 +89,7 @@ class Draws:
 
     def __init__(self, *identity: int) -> None:
         self._identity = tuple(int(word) for word in identity)
-        self._state: int = hash_words(*self._identity)
+        self._begun: int = hash_words(hash_words(*self._identity))
 
     def child(self, *identity: int) -> "Draws":
         """The draws of a part of this identity (a paste of a sample, say)."""
@@ -79,13 +98,12 @@ class Draws:
     def uniforms(self, name: str, count: int) -> Float64[np.ndarray, " count"]:
         """``count`` numbers uniform in [0, 1), float64 with 32 random bits each."""
         index = np.arange(count, dtype=np.int64)
-        words: np.ndarray = hash_words(self._state, name_word(name), index)
+        words: np.ndarray = hash_words(name_word(name), index, state=self._begun)
         return words / 2**32
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> float:
         """One number uniform in [low, high)."""
-        word: int = hash_words(self._state, name_word(name), 0)
-        return low + (high - low) * (word / 2**32)
+        return low + (high - low) * (_word(self._begun, _mixed_name(name)) / 2**32)
 
     def log_uniform(self, name: str, low: float, high: float) -> float:
         """One number in [low, high) whose logarithm is uniform."""

@@ -22,7 +22,7 @@ from jaxtyping import Int64
 from flatdepth.bench.far import LINES, Line, register
 from flatdepth.bench.index import made_up_index
 from flatdepth.bench.timing import Timing, compare, environment, table
-from flatdepth.data.loader import LOOKED_UP, READERS, in_order
+from flatdepth.data.loader import ANNOUNCED, READERS, in_order
 from flatdepth.data.shards.ahead import ReadAhead
 from flatdepth.data.shards.cache import CACHE_VARIABLE
 from flatdepth.data.shards.read import ShardSet
@@ -129,7 +129,7 @@ class _Reader:
         rows: Iterator[int] = iter(self._order.tolist())
         ahead = ReadAhead(READERS * self._threads)
         if self._is_ahead:
-            rows = ahead.through(rows, LOOKED_UP, lambda i: (self._shards, i))
+            rows = ahead.through(rows, ANNOUNCED, lambda i: (self._shards, i))
         for _ in in_order(self._read, rows, threads=self._threads, ahead=4 * self._threads):
             pass
         ahead.close()

@@ -24,7 +24,7 @@ from flatdepth.augment.rng import Draws
 from flatdepth.bench.index import made_up_index, made_up_set
 from flatdepth.config import DataConfig, PasteConfig, SetConfig, TrainConfig
 from flatdepth.data.frames import Pictures, open_corpus
-from flatdepth.data.loader import LOOKED_UP, random_view, training_sample
+from flatdepth.data.loader import ANNOUNCED, random_view, training_sample
 from flatdepth.data.order import Locality, Order, as_stored, rank_draw
 from flatdepth.data.pack import check_frame, pack
 from flatdepth.data.readers.rooms import RoomsReader
@@ -215,7 +215,7 @@ def read_figures(scale: Scale) -> list[dict[str, Any]]:
 def joined_figures(scale: Scale, frame_bytes: float) -> dict[str, Any]:
     """What the loader of a rank asks for, which joins neighbours among the samples to come."""
     order, share = scale.order(together=True), scale.batch // scale.ranks
-    steps = max(1, LOOKED_UP // share)
+    steps = max(1, ANNOUNCED // share)
     size = int(frame_bytes)
     requests = read = 0
     ranks = range(0, scale.ranks, max(1, scale.ranks // 16))

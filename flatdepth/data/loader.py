@@ -55,11 +55,14 @@ PROCESS_BYTES = 400 * 10**6
 EVAL_AHEAD = 4
 """Validation batches prepared ahead."""
 
-LOOKED_UP = 256
+LOOKED_UP = 1024
 """Positions whose samples are looked up together, for speed."""
 
 DEALT = 1 << 14
 """The same where all ranks' samples of a step are looked up to be dealt out."""
+
+ANNOUNCED = 256
+"""Samples on servers that are announced together; so many at least are known ahead of use."""
 
 READERS = 2
 """Requests ahead of use per loader thread, of samples on servers."""
@@ -207,7 +210,7 @@ def training_samples(
 
     samples = in_order(
         load,
-        ahead.through(tasks(), LOOKED_UP, sample_of) if is_remote else tasks(),
+        ahead.through(tasks(), ANNOUNCED, sample_of) if is_remote else tasks(),
         threads=count or config.data.threads,
         ahead=config.data.prefetch * config.micro_batch,
     )
@@ -390,6 +393,8 @@ def within_reach(batch: AnyBatch, model: ModelConfig) -> AnyBatch:
 
 def _view_range_m(frame: Frame, view: View, config: TrainConfig) -> tuple[float, float]:
     """(near, far) in metres of the truth that is valid in a view."""
+    if config.model.canonical_focal_px is None:
+        return truth_range_m(config)
     focal_px = float(view.intrinsics(frame.K_px).diagonal()[:2].mean())
     return config.data.min_depth_m, config.model.reach_m(focal_px)
 
