@@ -336,6 +336,11 @@ def cpus() -> int:
     return os.cpu_count() or 1
 
 
+def local_ranks() -> int:
+    """The number of processes of this training on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep what arrays free instead of giving it back at once; elsewhere do nothing.
 

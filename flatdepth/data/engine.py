@@ -19,7 +19,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from flatdepth.cli import cpus
+from flatdepth.cli import INTERRUPTING, cpus
 from flatdepth.data.board import Board, Counts, Reporter
 from flatdepth.data.pack import Part, Things, pack_part
 from flatdepth.data.progress import Progress
@@ -135,7 +135,7 @@ def running_ray(address: str | None, workers: int | None) -> Iterator[Any]:
 def _kept_signals() -> Iterator[Callable[[], None]]:
     """Within, an interrupt knows its signal, which Ray forgets; ``keep`` undoes Ray's handlers."""
     caught: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTING}
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.append(number)

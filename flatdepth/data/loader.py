@@ -6,7 +6,6 @@ that sets the pace, each thread has a process that does its work. Results come i
 """
 
 import itertools
-import os
 import threading
 import time
 from collections import deque
@@ -28,7 +27,7 @@ from flatdepth.augment.photometric import NEUTRAL, draw_photometric
 from flatdepth.augment.plan.coarse import thin_view
 from flatdepth.augment.plan.layout import Paste, is_pasted, plan_pastes
 from flatdepth.augment.rng import Draws, hash_words
-from flatdepth.cli import free_memory, keep_freed_memory
+from flatdepth.cli import free_memory, keep_freed_memory, local_ranks
 from flatdepth.config import MAX_DEPTH_M, DataConfig, ModelConfig, PasteConfig, TrainConfig
 from flatdepth.data.frames import Corpus, Pictures, Subset, open_corpus
 from flatdepth.data.order import Order, rank_draw
@@ -306,7 +305,7 @@ def expect_room_ahead(corpus: Corpus, config: TrainConfig) -> None:
         if len(subset)
     )
     shown_px = config.data.height * config.data.width * config.paste.max_pastes
-    room = free_memory() // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    room = free_memory() // 2 // local_ranks()
     if config.data.processes * PROCESS_BYTES > room:
         raise UserError(
             f"data.processes: expected at most the {room // PROCESS_BYTES} that half of the free "

@@ -16,7 +16,6 @@ import dataclasses
 import importlib
 import json
 import math
-import os
 import platform
 import sys
 import uuid
@@ -30,7 +29,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from flatdepth.cli import cpus, versions
+from flatdepth.cli import cpus, local_ranks, versions
 from flatdepth.config import TrainConfig
 from flatdepth.data.loader import lanes
 from flatdepth.errors import UserError
@@ -58,7 +57,7 @@ class RunLog:
         self._progress = progress
         self._main = accelerator.is_main_process
         self._bar: tqdm | None = None
-        cores = cpus() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = cpus() / local_ranks()
         self._pace = Pace(lanes(config), cores, _pace_before(run))
         if self._main:
             run.mkdir(parents=True, exist_ok=True)

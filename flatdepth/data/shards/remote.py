@@ -251,7 +251,7 @@ class Ranges:
         fs, inner = self._fs, self._fs
         while isinstance(inner, DirFileSystem):  # asynchronous by its class, whatever it is of
             inner = inner.fs
-        if isinstance(inner, AsyncFileSystem) and isinstance(fs, AsyncFileSystem):
+        if isinstance(inner, AsyncFileSystem):
             asked = fs._cat_file(path, start=start, end=end)
             return asyncio.run_coroutine_threadsafe(asked, fs.loop)
         answer: Future[bytes] = Future()
